@@ -1,0 +1,28 @@
+# `make setup` once, `make check` before every commit.
+PYTHON ?= .venv/bin/python
+SOURCES := $(wildcard rayssl experiments benchmarks tests)
+
+.PHONY: setup check lint types test test-fast format
+
+setup:
+	python3 -m venv .venv
+	.venv/bin/python -m pip install -q -e '.[test]'
+
+check: lint types test
+
+lint:
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+
+types:
+	$(PYTHON) -m mypy $(SOURCES)
+
+test:
+	$(PYTHON) -m pytest -q
+
+test-fast:
+	$(PYTHON) -m pytest -q -m 'not slow'
+
+format:
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .

@@ -1,0 +1,53 @@
+"""Fixtures of every test: own randomness, a home of its own, one small Ray for the session."""
+
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from rayssl.rllib.resources import ensure_auth_token
+
+
+@pytest.fixture
+def generator(request: pytest.FixtureRequest) -> torch.Generator:
+    """A random generator whose seed is the test's name: no test shares randomness by accident."""
+    return torch.Generator().manual_seed(zlib.crc32(request.node.name.encode()))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Tests and their subprocesses see an empty home, no cluster and no token of the user's."""
+    home = tmp_path_factory.mktemp("home")
+    # Ray's sockets live below RAY_TMPDIR and Linux allows their paths 107 bytes: keep it short.
+    ray_tmp = tempfile.mkdtemp(prefix="r", dir="/tmp")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HOME", str(home))
+        environment.setenv("MPLBACKEND", "Agg")
+        environment.setenv("RAY_TMPDIR", ray_tmp)
+        environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+            environment.delenv(name, raising=False)
+        yield home
+    shutil.rmtree(ray_tmp, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def ray_local(own_home: Path) -> Iterator[None]:
+    """A Ray of this session's own with 4 CPUs, whatever there are; shared, as it starts slowly."""
+    import ray
+
+    ensure_auth_token()
+    # address="local": without it, ray.init joins any Ray that already runs on this computer.
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        configure_logging=True,
+    )
+    yield
+    ray.shutdown()
