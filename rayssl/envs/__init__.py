@@ -1,0 +1,1 @@
+"""Environments: what a step, a life and a game are, and how a score is counted."""
