@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "rayssl"
 LAYERS = [
     {"losses", "schedules", "metrics", "replay", "tasks", "envs", "data"},
     {"backbones", "networks"},
-    {"bigan", "attribution", "probing", "training"},
+    {"bigan", "attribution", "evaluation", "probing", "training"},
     {"rllib", "trainables"},
 ]
 RAY_UNITS = {"rllib", "trainables"}

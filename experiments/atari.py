@@ -1,0 +1,228 @@
+"""Trains a dueling double DQN on an Atari game, with a self-supervised task on its trunk or without.
+
+    python experiments/atari.py --preset quick
+    python experiments/atari.py --num-workers 16 --game breakout --aux-task rotation
+    python experiments/atari.py --resume results/local/pong-permutation-s0
+
+Section IV-B of the paper. Ends with a table, a learning curve (PNG) and the path of a checkpoint.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # RunLog writes the logs
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import ray
+from ray import tune
+
+from rayssl.cli import check_writable, parse_atari_run, provenance, refuse
+from rayssl.envs.atari import game_title, rom_id
+from rayssl.metrics import TABLE_IV
+from rayssl.presets import AtariRun
+from rayssl.report import markdown_table, plot_learning_curves, read_run
+from rayssl.rllib.algorithm import AuxDQN
+from rayssl.rllib.checkpoint import MODEL_SETTINGS, newest_whole_checkpoint
+from rayssl.rllib.config import AuxDQNConfig
+from rayssl.rllib.resources import (
+    check_runner_memory,
+    ensure_auth_token,
+    fit_runner_cpus,
+    free_resources,
+    total_cpus,
+)
+from rayssl.rllib.run_log import LiveLine, RunLog
+from rayssl.tasks import make_task
+
+logging.getLogger("ray.rllib").setLevel(logging.ERROR)  # a page about API stacks at every start
+UNFINISHED = 75  # exit code: run the same command with --resume to go on
+
+
+def build_config(run: AtariRun) -> AuxDQNConfig:
+    """Returns the algorithm's config for these settings; nothing is started."""
+    plain = run.aux_task == "none"
+    return (
+        AuxDQNConfig()
+        .environment(run.game, env_config={"frame_size": run.frame_size, "sticky": run.sticky})
+        .auxiliary(
+            task=run.aux_task, weight=run.aux_weight, every=run.aux_every, schedule=run.schedule,
+            pretrain_updates=run.pretrain_updates,
+            optimizers="shared" if plain else run.optimizers,
+        )
+        .training(
+            network=run.network, lr=run.lr, adam_epsilon=run.adam_epsilon, gamma=run.gamma,
+            n_step=run.n_step, double_q=run.double_q, replay_ratio=run.replay_ratio,
+            train_batch_size_per_learner=run.batch_size,
+            replay_capacity_steps=run.replay_capacity, learning_starts_steps=run.learning_starts,
+            target_update_freq=run.target_every, target_update_unit=run.target_unit,
+            grad_clip=run.grad_clip, grad_clip_by=run.grad_clip_by,
+            epsilon=(1.0, run.epsilon_end, run.epsilon_steps), prioritized=run.prioritized,
+            priority_beta_steps=run.steps, clip_rewards=run.clip_rewards,
+            cut_on_life_loss=run.cut_on_life_loss, compute_dtype=run.compute_dtype,
+            compile_learner=run.compile, steps_per_iteration=run.steps_per_report,
+            save_replay=run.save_replay,
+        )
+        .env_runners(
+            num_env_runners=run.num_workers, num_envs_per_env_runner=run.envs_per_worker
+        )
+        .learners(
+            num_learners=run.num_learners,
+            num_gpus_per_learner=run.num_gpus / max(1, run.num_learners),
+        )
+        .debugging(seed=run.seed)
+    )  # fmt: skip
+
+
+def place(config: AuxDQNConfig, run: AtariRun, local: bool) -> str | None:
+    """Sets CPUs and threads to what the cluster has; returns a line if workers share cores."""
+    nodes = free_resources()
+    cores = max(int(node.get("CPU", 0)) for node in nodes)
+    rest = cores - run.num_workers if local else 1
+    cpus = run.learner_cpus or max(1, min(8, rest))
+    config.num_cpus_for_main_process = cpus
+    # Two threads that share a core with runners wait for each other at every barrier.
+    config.learner_threads = cpus
+    gpus = {"GPU": config.num_gpus_per_learner}
+    learners = [{"CPU": 1, **gpus}] * run.num_learners
+    fit = fit_runner_cpus(
+        run.num_workers, main_bundle={"CPU": cpus} | ({} if learners else gpus),
+        learner_bundles=learners, nodes=nodes, total_cpus=total_cpus(),
+    )  # fmt: skip
+    config.num_cpus_per_env_runner = fit.cpus_per_runner
+    if local:
+        check_runner_memory(run.num_workers)
+    return fit.message
+
+
+def train(run: AtariRun, folder: Path, config: AuxDQNConfig, resumed_at: int) -> Any:
+    """Runs the training as one Tune trial and returns Tune's result."""
+    every = max(1, round(run.checkpoint_every / run.steps_per_report))
+    tuner = tune.Tuner(
+        AuxDQN,
+        param_space=config,
+        tune_config=tune.TuneConfig(
+            trial_dirname_creator=lambda t: f"from-{resumed_at}-{t.trial_id}"
+        ),
+        run_config=tune.RunConfig(
+            name=folder.name,
+            storage_path=str(folder.parent.resolve()),
+            stop={"env_steps": run.steps},
+            checkpoint_config=tune.CheckpointConfig(
+                checkpoint_frequency=every, checkpoint_at_end=True, num_to_keep=2
+            ),
+            failure_config=tune.FailureConfig(max_failures=0 if run.address is None else 3),
+            callbacks=[RunLog(folder, resumed_at), LiveLine(run.steps)],
+            verbose=0,
+        ),
+    )
+    signal.signal(
+        signal.SIGTERM, signal.getsignal(signal.SIGINT)
+    )  # stop cleanly, with a checkpoint
+    return tuner.fit()[0]
+
+
+def summarise(run: AtariRun, folder: Path, checkpoint: Path | None) -> dict[str, Any]:
+    """Prints the closing table, draws the curve, and returns the table's row."""
+    rows = read_run(folder)
+    last = rows.iloc[-1].to_dict()
+    game = game_title(run.game)
+    chance = None if run.aux_task == "none" else 1 / make_task(run.aux_task).num_classes
+    reference = TABLE_IV["Random"].get(game)
+    curve = plot_learning_curves(
+        {run.aux_task: rows}, folder / "curve.png", chance=chance,
+        random_score=reference if game == "Pong" else None,  # Breakout's counts lives
+        title=f"{game}, {run.aux_task}, seed {run.seed}",
+    )  # fmt: skip
+    row = {
+        "game": game, "task": run.aux_task, "seed": run.seed, "steps": int(last["env_steps"]),
+        "games": int(last["games"]), "score (mean of last 100 games)": last["score_mean_100"],
+        "aux accuracy": last.get("aux_accuracy"), "TD updates": int(last["td_updates"]),
+        "aux updates": int(last["aux_updates"]), "steps/s": last["env_steps_per_s"],
+        "minutes": last["wall_s"] / 60,
+    }  # fmt: skip
+    print("\n" + markdown_table([row]))
+    times = {k.removeprefix("time_"): last[k] for k in rows if k.startswith("time_")}
+    print("time: " + ", ".join(f"{k} {v:.0%}" for k, v in times.items() if v == v))
+    print(f"curve: {curve}\nlogs: {folder} (tensorboard --logdir {folder / 'tb'})")
+    print(f"checkpoint: {checkpoint or 'none'}", flush=True)
+    return row
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Runs one training from a command line and returns the closing table's row."""
+    try:
+        run = parse_atari_run(argv)
+        name = run.name or f"{rom_id(run.game)}-{run.aux_task}-s{run.seed}"
+        folder = run.resume or run.results_dir / name
+        config = build_config(run)
+        config.validate()
+        for number in ("steps", "steps_per_report", "checkpoint_every"):
+            if getattr(run, number) < 1:
+                raise ValueError(f"{number} must be 1 or more, got {getattr(run, number)}.")
+        if run.num_workers < 0 or run.num_learners < 0 or run.num_gpus < 0:
+            raise ValueError("num_workers, num_learners and num_gpus must be 0 or more.")
+        resumed_at = 0
+        if run.resume:
+            checkpoint = newest_whole_checkpoint(folder)
+            if checkpoint:
+                config.training(restore_from=str(checkpoint.resolve()))
+                resumed_at = json.loads((checkpoint / MODEL_SETTINGS).read_text())["env_steps"]
+                print(
+                    f"resuming {folder} at {resumed_at:,} steps from {checkpoint.name}", flush=True
+                )
+            else:
+                print(f"{folder} has no whole checkpoint: starting over", flush=True)
+            if resumed_at >= run.steps:
+                raise ValueError(
+                    f"{folder} has {resumed_at} steps already. Pass --steps above that to go on."
+                )
+        elif (folder / "settings.json").exists():
+            raise FileExistsError(
+                f"{folder} holds a run already. Go on with --resume {folder}, or choose --name."
+            )
+        check_writable(folder)
+        address = run.address or os.environ.get("RAY_ADDRESS") or "local"
+        local = address == "local"
+        ensure_auth_token()
+        started_here = not ray.is_initialized()
+        if started_here:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR",
+                     **({"include_dashboard": False} if local else {}))  # fmt: skip
+        message = place(config, run, local)
+    except (ValueError, OSError, MemoryError, ConnectionError) as error:
+        refuse(error)
+    if message:
+        print(message, flush=True)
+    saved = dataclasses.replace(run, resume=None)
+    (folder / "settings.json").write_text(json.dumps(provenance(saved), indent=1))
+    print(
+        f"{game_title(run.game)}, task {run.aux_task}, {run.steps:,} steps -> {folder}", flush=True
+    )
+    result = train(run, folder, config, resumed_at)
+    if started_here:
+        ray.shutdown()
+    return finish(run, folder, result)
+
+
+def finish(run: AtariRun, folder: Path, result: Any) -> dict[str, Any]:
+    """Prints the closing table, or the error and how to go on; returns the table's row."""
+    if result.error is not None:
+        print(f"error: {str(result.error).strip().splitlines()[-1]}", file=sys.stderr)
+        print(f"full text: {result.path}/error.txt; go on with --resume {folder}", file=sys.stderr)
+        raise SystemExit(1)
+    row = summarise(run, folder, newest_whole_checkpoint(folder))
+    if row["steps"] < run.steps:
+        print(f"stopped at {row['steps']:,} of {run.steps:,} steps; go on with --resume {folder}")
+        raise SystemExit(UNFINISHED)
+    return row
+
+
+if __name__ == "__main__":
+    main()

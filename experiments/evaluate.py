@@ -1,0 +1,155 @@
+"""Plays whole games with a trained agent and prints its scores beside the paper's Table IV.
+
+    python experiments/evaluate.py results/pong/checkpoint_000010 --episodes 100 --video pong.mp4
+    python experiments/evaluate.py random --game pong
+
+A result folder does, too: its newest checkpoint is taken. Needs no Ray.
+"""
+
+import itertools
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from rayssl import evaluation
+from rayssl.cli import git_commit, refuse
+from rayssl.envs.atari import AtariSettings, Game
+from rayssl.evaluation import Agent, load_agent, play_games, record_game, score_row, score_table
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Plays whole games with a trained agent: unclipped scores, games per env fixed beforehand."""
+
+    checkpoint: tyro.conf.Positional[str]
+    """Checkpoint folder, a result folder (newest checkpoint below it), or the word `random`."""
+    game: str = ""
+    """Game of the `random` agent, e.g. pong; a checkpoint knows its own."""
+    episodes: int = 100
+    """Whole games (100: section V-C)."""
+    num_envs: int = 16
+    """Games played side by side."""
+    epsilon: float = evaluation.EPSILON
+    """Share of random actions (0.01: end of exploration in the authors' code; Mnih 2015: 0.05)."""
+    sticky: float = 0.0
+    """Probability that the console repeats the last action (Machado et al. 2018: 0.25)."""
+    seed: int = 0
+    """Of consoles and actions."""
+    max_game_frames: int = 108_000
+    """Emulator frames after which a game is cut: 30 minutes of play."""
+    random: bool = False
+    """Also play as many games with uniformly random actions."""
+    video: Path | None = None
+    """MP4 file to write: the first game."""
+    json: Path | None = None
+    """JSON file to write; by default <checkpoint>-evaluation.json, beside the checkpoint."""
+    smoke: bool = False
+    """2 games of at most 400 frames: does it run at all?"""
+
+
+def prepare(settings: Settings) -> tuple[Agent | None, AtariSettings, Path | None]:
+    """Returns the agent, its games and the result file; raises for all that a person got wrong."""
+    random = settings.checkpoint == "random"
+    if random and not settings.game:
+        raise ValueError("The random agent needs a game. Pass e.g. --game pong.")
+    if random and settings.video:
+        raise ValueError("--video shows the values of a checkpoint's agent; `random` has none.")
+    if settings.video and settings.video.suffix != ".mp4":
+        raise ValueError(f"Expected a --video path ending in .mp4, got {settings.video}.")
+    agent = None if random else load_agent(settings.checkpoint)
+    own = agent.atari_settings() if agent else AtariSettings()
+    games = replace(
+        own,
+        game=settings.game or own.game,
+        num_envs=settings.num_envs,
+        sticky=settings.sticky,
+        max_game_frames=settings.max_game_frames,
+        num_threads=max(1, min(settings.num_envs, os.cpu_count() or 1)),
+    )
+    evaluation.check_play(
+        agent, games, episodes=settings.episodes, epsilon=settings.epsilon, seed=settings.seed
+    )
+    path = settings.json
+    if agent and not path:  # not inside: the checkpoint's manifest lists its files
+        path = Path(f"{agent.checkpoint.resolve()}-evaluation.json")
+    for file in filter(None, (path, settings.video)):
+        check_writable(file)
+    return agent, games, path
+
+
+def check_writable(path: Path) -> None:
+    """Raises OSError if the file cannot be written; makes its folder, leaves no file behind."""
+    is_new = not path.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+    except OSError as error:
+        raise OSError(f"Cannot write {path}: {error.strerror}. Choose another path.") from None
+    if is_new:
+        path.unlink()
+
+
+def play(agent: Agent | None, games: AtariSettings, settings: Settings) -> dict[str, Any]:
+    """Returns the row of results of one agent; counts games on a terminal's last line."""
+    done = itertools.count(1)
+
+    def show(game: Game) -> None:
+        if sys.stderr.isatty():
+            line = f"{next(done)}/{settings.episodes} games, last score {game.score:g}"
+            print(f"\r{line:60}", end="", file=sys.stderr, flush=True)
+
+    played = play_games(
+        agent, games, episodes=settings.episodes, epsilon=settings.epsilon, seed=settings.seed,
+        on_game=show,
+    )  # fmt: skip
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    return score_row(agent, games.game, played)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Returns the results that it saves; exits with 2 and one line for what a person got wrong."""
+    argv = sys.argv[1:] if argv is None else argv
+    settings = tyro.cli(Settings, args=argv)
+    if settings.smoke:
+        settings = replace(settings, episodes=2, num_envs=2, max_game_frames=400)
+    try:
+        agent, games, path = prepare(settings)
+    except (ValueError, OSError) as error:
+        refuse(error)
+    results = {
+        "command": ["experiments/evaluate.py", *argv],
+        "commit": git_commit(),
+        "versions": {name: version(name) for name in ("ale-py", "torch", "numpy")},
+        "checkpoint": str(agent.checkpoint) if agent else None,
+        "model": agent.settings if agent else None,
+        "settings": json.loads(json.dumps(asdict(settings), default=str)),  # paths as text
+        "games": asdict(games),
+        "rows": [play(agent, games, settings)],
+    }
+    if agent and settings.random:
+        results["rows"].append(play(None, games, settings))
+    if path:
+        path.write_text(json.dumps(results, indent=1), encoding="utf-8")
+        print(f"Results: {path}")
+    if agent and settings.video:
+        game = record_game(
+            agent, settings.video, games, epsilon=settings.epsilon, seed=settings.seed
+        )
+        print(f"Video: {settings.video}, one game of score {game.score:g}")
+    cut = sum(row["cut_games"] for row in results["rows"])
+    if cut:
+        print(f"{cut} games were cut at {games.max_game_frames} frames; their scores end there.")
+    print(score_table(results["rows"]))
+    return results
+
+
+if __name__ == "__main__":
+    main()

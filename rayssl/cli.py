@@ -1,0 +1,140 @@
+"""Settings dataclass <-> command line, and one clear line for a user's mistake. No Ray."""
+
+import dataclasses
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn
+
+import tyro
+
+from rayssl.presets import AtariRun, preset_values
+
+USAGE_ERROR = 2  # exit code
+
+
+def parse_atari_run(argv: Sequence[str] | None = None) -> AtariRun:
+    """Returns the settings of a command line: the preset's values, then what the line says.
+
+    With `--resume DIR` the preset's place is taken by the settings that DIR was started with; a
+    `--preset` beside it may only repeat DIR's own, as the line with which DIR was started does.
+
+    Args:
+      argv: words after the script's name; None: those of this process.
+    Raises:
+      SystemExit: after --help, or with code 2 and a message for an unknown option or value.
+      ValueError: for an unknown preset, one that is not DIR's, or a damaged settings.json.
+      FileNotFoundError: if DIR holds no settings.json.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    preset, resume = _value_of(words, "--preset"), _value_of(words, "--resume")
+    base = preset_values(preset or "pong")
+    if resume is not None:
+        base = saved_settings(Path(resume))
+        saved = base.get("preset", AtariRun.preset)
+        if preset and preset != saved:
+            raise ValueError(
+                f"{resume} was started with --preset {saved}, got --preset {preset}. Leave it out: "
+                "a run goes on with its own settings, and single options on the line change them."
+            )
+    return tyro.cli(AtariRun, args=words, default=AtariRun(**base))
+
+
+def saved_settings(run: Path) -> dict[str, Any]:
+    """Returns the settings that a run folder was started with, as arguments of AtariRun.
+
+    Raises:
+      FileNotFoundError: if there is no settings.json.
+      ValueError: if settings.json cannot be read.
+    """
+    path = run / "settings.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{run} is not the folder of a run: it holds no settings.json. Pass the folder that "
+            "the run printed, e.g. --resume results/local/pong-permutation-s0."
+        )
+    try:
+        values = dict(json.loads(path.read_text())["settings"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}: {error}). Start a new run with --name."
+        ) from error
+    known = {field.name for field in dataclasses.fields(AtariRun)}
+    values = {key: value for key, value in values.items() if key in known}
+    for key in ("results_dir", "resume"):
+        if values.get(key) is not None:
+            values[key] = Path(values[key])
+    return values
+
+
+def provenance(settings: Any) -> dict[str, Any]:
+    """Returns what makes a result traceable: settings, command, commit, time and versions.
+
+    Args:
+      settings: a dataclass; values that JSON does not know (paths) become text.
+    """
+    return {
+        "settings": json.loads(json.dumps(dataclasses.asdict(settings), default=str)),
+        "command": shlex.join(["python", *sys.argv]),
+        "commit": git_commit(),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        # From the packages' metadata: importing Ray is for rllib/ alone.
+        "versions": {"python": sys.version.split()[0]} | {n: version(n) for n in ("torch", "ray")},
+        "cpus": os.cpu_count(),
+    }
+
+
+def git_commit() -> str | None:
+    """Returns the checkout's commit, with `-dirty` where files differ; None outside of git."""
+    here = Path(__file__).parent
+    try:
+        # --exclude: a tag would take the hash's place.
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        found = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None if found.returncode == 0 else None
+
+
+def check_writable(folder: Path) -> None:
+    """Makes a folder and proves that files can be written there, before anything else starts.
+
+    The probe takes itself away again, also on a disk that is full.
+
+    Raises:
+      OSError: with the folder's name and what to do.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".write-probe-", buffering=0) as probe:
+            probe.write(b"rayssl")
+    except OSError as error:
+        raise OSError(
+            f"Results cannot be written to {folder}: {error.strerror or error}. "
+            "Choose another --results-dir."
+        ) from error
+
+
+def refuse(error: Exception | str) -> NoReturn:
+    """Prints one line for a mistake in the settings and ends the process with code 2."""
+    text = " ".join(str(error).split())  # RLlib's and Ray's own texts go over many lines
+    print(f"error: {text or type(error).__name__}", file=sys.stderr)
+    raise SystemExit(USAGE_ERROR)
+
+
+def _value_of(words: Sequence[str], option: str) -> str | None:
+    """The value of an option in its forms `--option VALUE` and `--option=VALUE`, the last one."""
+    found = None
+    for i, word in enumerate(words):
+        if word == option and i + 1 < len(words):
+            found = words[i + 1]
+        elif word.startswith(option + "="):
+            found = word.partition("=")[2]
+    return found

@@ -1,0 +1,551 @@
+"""How good is an agent? Whole games, unclipped scores, a number of games fixed before the start.
+
+The first N games to finish would be the short ones, and in most games short is bad (in others,
+good): so every env gets its share of the N games before the start, and what it plays beyond that
+does not count.
+
+    env 0   |-- game --|-- game --|....not counted....
+    env 1   |------- game -------|------- game -------|
+
+Reads `model.json` and `model.pt` of a checkpoint alone: it needs neither Ray nor unpickling.
+"""
+
+import json
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from ale_py.vector_env import AtariVectorEnv
+
+from rayssl.envs.atari import (
+    AtariSettings,
+    AtariStream,
+    Game,
+    action_set,
+    game_title,
+    make_vector_env,
+    rom_id,
+)
+from rayssl.metrics import TABLE_IV, summarize_scores
+from rayssl.networks import MultiHeadNetwork, make_atari_network
+from rayssl.tasks import PretextTask, make_task
+from rayssl.video import AuxPanel, Panel, draw_frame, write_mp4
+
+MODEL, MODEL_SETTINGS = "model.pt", "model.json"
+NETWORK_KEYS: Final[dict[str, type | tuple[type, ...]]] = {
+    "game": str, "network": str, "aux_task": (str, type(None)),
+    "stack": int, "frame_size": int, "env_steps": int,
+}  # fmt: skip
+GAME_KEYS: Final = ("game", "stack", "frame_size", "frame_skip", "fire_at_start", "noop_max")
+EPSILON = 0.01  # final exploration of the authors' code, whose episodes Table IV counts (deepq)
+COLUMNS = ["agent", "game", "episodes", "mean", "std", "min", "max", "IQM", "95% interval"]
+TABLE_IV_NOTE = (
+    "Table IV's DQN, Rotation and Sequence rows are, by the authors' code, the best mean of 100 "
+    "training episodes, counted per life and with clipped rewards: its Breakout numbers (5 lives) "
+    "are no whole-game scores and do not compare with ours."
+)
+CONSOLE_FPS = 60  # NTSC
+AUX_HOLD_STEPS = 30  # a pretext draw stays this long in a video, 2 s, so that a person can read it
+END_HOLD_FRAMES = 15  # the last screen of a video stays for a second
+
+
+class AuxGuess(NamedTuple):
+    """What the pretext head makes of one draw of its task.
+
+    Attributes:
+      x_hat: the transformed state, uint8 `[stack, size, size]`.
+      label: the true class, in [0, K).
+      probabilities: the head's, float32 `[K]`, sum 1.
+      usable: False if the state carries no label (see `PretextTask.usable`).
+    """
+
+    x_hat: np.ndarray
+    label: int
+    probabilities: np.ndarray
+    usable: bool
+
+
+@dataclass(frozen=True)
+class Agent:
+    """A trained network with what it takes to let it play, float32 on the CPU.
+
+    Attributes:
+      network: heads "q" and, if `task` is not None, "aux"; in evaluation mode.
+      settings: the checkpoint's `model.json`.
+      checkpoint: the folder that it was read from.
+      task: the pretext task that the aux head was trained on.
+    """
+
+    network: MultiHeadNetwork
+    settings: dict[str, Any]
+    checkpoint: Path
+    task: PretextTask | None
+
+    @property
+    def name(self) -> str:
+        """The agent in a few words, e.g. `paper-code, rotation, 1000000 steps`."""
+        task = self.task.name if self.task else "no aux task"
+        return f"{self.settings['network']}, {task}, {self.settings['env_steps']} steps"
+
+    def atari_settings(self, **changes: Any) -> AtariSettings:
+        """Returns the games that the agent was trained on, with fields replaced by `changes`."""
+        own = {key: self.settings[key] for key in GAME_KEYS if key in self.settings}
+        return replace(AtariSettings(**own), **changes)
+
+    def q_values(self, obs: np.ndarray) -> np.ndarray:
+        """Returns Q(s, a), float32 `[N, A]`, of states uint8 `[N, stack, size, size]`."""
+        with torch.inference_mode():
+            values: np.ndarray = self.network(torch.from_numpy(obs), head="q").numpy()
+        return values
+
+    def aux_guess(self, obs: np.ndarray, *, generator: torch.Generator) -> AuxGuess | None:
+        """Returns the aux head's guess on one draw of its task, or None if there is no such head.
+
+        Args:
+          obs: one state, uint8 `[stack, size, size]`.
+          generator: source of the draw, on the CPU.
+        """
+        if self.task is None:
+            return None
+        x = torch.from_numpy(obs)[None]
+        x_hat, label = self.task(x, generator=generator)
+        with torch.inference_mode():
+            probabilities = self.network(x_hat, head="aux").softmax(1)
+        usable = bool(self.task.usable(x))
+        return AuxGuess(x_hat[0].numpy(), int(label), probabilities[0].numpy(), usable)
+
+
+def load_agent(checkpoint: str | Path) -> Agent:
+    """Returns the agent of a checkpoint folder, or of the newest checkpoint below a run folder.
+
+    Newest is the one with the most agent steps. Only `model.json` and `model.pt` are read, the
+    latter as tensors: nothing in it can run code.
+
+    Raises:
+      FileNotFoundError: if there is no checkpoint, or one of the two files is missing.
+      ValueError: if a file is unreadable, or the weights are not those of the network.
+    """
+    folder = _find_checkpoint(Path(checkpoint))
+    settings = _read_settings(folder / MODEL_SETTINGS)
+    aux_task = settings["aux_task"]
+    task = None if aux_task in (None, "", "none") else make_task(aux_task)
+    network = make_atari_network(
+        settings["network"],
+        num_actions=len(action_set(settings["game"])),
+        aux_classes=task.num_classes if task else 0,
+        stack=settings["stack"],
+        size=settings["frame_size"],
+    )
+    weights = _read_weights(folder / MODEL)
+    _check_weights(weights, network.state_dict(), folder)
+    network.load_state_dict(weights)
+    return Agent(network.float().eval(), settings, folder, task)
+
+
+def games_per_env(episodes: int, num_envs: int) -> np.ndarray:
+    """Returns how many games of each env count, int64 `[num_envs]`, as even as can be."""
+    return np.array([episodes // num_envs + (i < episodes % num_envs) for i in range(num_envs)])
+
+
+def check_play(
+    agent: Agent | None, settings: AtariSettings, *, episodes: int, epsilon: float, seed: int
+) -> None:
+    """Checks the arguments of `play_games` without playing.
+
+    Raises:
+      ValueError: if a number is out of range, or the agent does not fit the game.
+    """
+    if episodes < 1:
+        raise ValueError(f"episodes must be 1 or more, got {episodes}. 100 is the paper's.")
+    if not 0 <= epsilon <= 1:
+        raise ValueError(f"epsilon must be in [0, 1], got {epsilon}. Take e.g. {EPSILON}.")
+    if seed < 0:
+        raise ValueError(f"seed must be 0 or more, got {seed}. Take e.g. 0.")
+    if agent and rom_id(agent.settings["game"]) != rom_id(settings.game):
+        raise ValueError(
+            f"The agent plays {agent.settings['game']}, got game {settings.game}. "
+            "Evaluate it on its own game."
+        )
+
+
+def play_games(
+    agent: Agent | None,
+    settings: AtariSettings,
+    *,
+    episodes: int,
+    epsilon: float = EPSILON,
+    seed: int = 0,
+    on_game: Callable[[Game], None] | None = None,
+    env: Any = None,
+) -> list[Game]:
+    """Returns `episodes` whole games with unclipped scores, ordered by env, then by time.
+
+    The number of games of each env is fixed before the start. Every game starts from a seed of its
+    own, drawn from (seed, env, number of the game), after up to `noop_max` no-ops; actions are
+    greedy (the first of equal values) but for a share epsilon that is uniform. So the games are a
+    function of the arguments; games of one env do not depend on the other envs' luck.
+
+    Args:
+      agent: None plays uniformly random actions.
+      settings: the games, e.g. `agent.atari_settings(num_envs=16)`; no more envs than episodes are
+        started. A game longer than `max_game_frames` is cut, and says so in `truncated`.
+      episodes: at least 1.
+      epsilon: share of uniform actions, in [0, 1]. 0.01 is the final exploration of the authors'
+        code, at which Table IV's episodes were played; Mnih et al. 2015 use 0.05.
+      seed: of consoles and actions, 0 or more.
+      on_game: called after each game that counts, as it ends.
+      env: stands in for the settings' AtariVectorEnv.
+    Raises:
+      ValueError: as `check_play`.
+    Source: section V-C, "Mean Score in 100 episodes"; protocol: Machado et al. 2018.
+    """
+    check_play(agent, settings, episodes=episodes, epsilon=epsilon, seed=seed)
+    if env is None:
+        settings = replace(settings, num_envs=min(settings.num_envs, episodes))
+    actor = _Actor(agent, settings, epsilon, seed)
+    stream = AtariStream(settings, seed, env)
+    try:
+        with _one_torch_thread():
+            return _play(stream, actor, games_per_env(episodes, settings.num_envs), on_game)
+    finally:
+        stream.close()
+
+
+def record_game(
+    agent: Agent,
+    path: str | Path,
+    settings: AtariSettings | None = None,
+    *,
+    epsilon: float = EPSILON,
+    seed: int = 0,
+) -> Game:
+    """Writes an MP4 of one whole game and returns the game: env 0's first game in `play_games`.
+
+    Beside the console's screen in colour: the value of each action, the chosen one marked, the
+    state's value, the score and, if the agent has an aux head, its guess on a draw of its pretext
+    task, which stays for 2 s. One frame for each agent step (15 a second at a frame skip of 4).
+
+    Args:
+      path: ends in `.mp4`.
+      settings: as in `play_games` (the agent's own if None); one env is played.
+      epsilon, seed: as in `play_games`.
+    Raises:
+      ValueError: as `check_play`, or for a path with another ending.
+    """
+    settings = replace(settings or agent.atari_settings(), num_envs=1)
+    check_play(agent, settings, episodes=1, epsilon=epsilon, seed=seed)
+    actor = _Actor(agent, settings, epsilon, seed)
+    consoles = ColourTwin(settings)
+    stream = AtariStream(settings, seed, consoles)
+    try:
+        frames = _frames(agent, actor, stream, consoles)
+        with _one_torch_thread():
+            write_mp4(path, frames, Fraction(CONSOLE_FPS, settings.frame_skip))
+        return stream.take_games()[0][0]
+    finally:
+        stream.close()
+
+
+def score_row(agent: Agent | None, game: str, games: Sequence[Game]) -> dict[str, Any]:
+    """Returns one row of results as plain JSON values; NaN (one game has no spread) becomes None.
+
+    Keys: agent, game, summary (of `summarize_scores`), scores and steps in the order of `games`,
+    and cut_games, how many were cut at `max_game_frames`.
+    """
+    scores = [game.score for game in games]
+    summary = summarize_scores(scores).to_dict()
+    return {
+        "agent": agent.name if agent else "random",
+        "game": game_title(game),
+        "summary": {k: None if np.isnan(v) else v for k, v in summary.items()},
+        "scores": scores,
+        "steps": [game.length for game in games],
+        "cut_games": sum(game.truncated for game in games),
+    }
+
+
+def score_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Returns rows of `score_row`, all of one game, as a markdown table beside Table IV's."""
+    lines = [COLUMNS, ["---"] * len(COLUMNS)]
+    for row in rows:
+        s = {k: "-" if v is None else f"{v:.2f}" for k, v in row["summary"].items()}
+        numbers = [s["mean"], s["std"], s["min"], s["max"], s["iqm"]]
+        interval = f"{s['ci_low']} to {s['ci_high']}"
+        lines.append([row["agent"], row["game"], str(len(row["scores"])), *numbers, interval])
+    game = rows[0]["game"]
+    for name, means in TABLE_IV.items():
+        if game in means:
+            lines.append([f"{name} (Table IV)", game, "", f"{means[game]:.2f}", *[""] * 5])
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return text + (f"\n\n{TABLE_IV_NOTE}" if game in TABLE_IV["DQN"] else "")
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """Batches of a few states: on 2 busy cores, 2 threads took 56 ms a state, one takes 1.2 ms."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class ColourTwin:
+    """An AtariVectorEnv with a twin in lockstep that keeps the console's screen in colour.
+
+    The consoles are deterministic: the same seeds and actions give the same game. Rewards and lives
+    of both are compared at every step, so that a picture never shows another game.
+
+    Attributes:
+      screens: the newest, RGB uint8 `[N, 210, 160, 3]`, of the same tick as the newest grey frame.
+    """
+
+    def __init__(self, settings: AtariSettings) -> None:
+        self._env = make_vector_env(settings)
+        self._twin = AtariVectorEnv(
+            rom_id(settings.game),
+            settings.num_envs,
+            num_threads=settings.num_threads,
+            max_num_frames_per_episode=settings.max_game_frames,
+            repeat_action_probability=settings.sticky,
+            grayscale=False,
+            img_height=210,
+            img_width=160,
+            stack_num=1,
+            frameskip=settings.frame_skip,
+            noop_max=settings.noop_max,
+            use_fire_reset=settings.fire_at_start,
+            reward_clipping=False,
+        )
+        self.single_action_space = self._env.single_action_space
+        self.screens = np.zeros((settings.num_envs, 210, 160, 3), np.uint8)
+
+    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Resets both from the same seeds and returns what the grey one gave."""
+        self._see(self._twin.reset(**kwargs)[0])
+        result: tuple[np.ndarray, dict[str, np.ndarray]] = self._env.reset(**kwargs)
+        return result
+
+    def send(self, actions: np.ndarray) -> None:
+        """Starts a step of both."""
+        self._env.send(actions)
+        self._twin.send(actions)
+
+    def recv(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """Returns the grey one's step.
+
+        Raises:
+          RuntimeError: if the two gave other rewards, lives or ends.
+        """
+        obs, rewards, terminated, truncated, info = self._env.recv()
+        screens, *twins, twin_info = self._twin.recv()
+        own = (rewards, terminated, truncated, info["lives"])
+        if not all(map(np.array_equal, own, (*twins, twin_info["lives"]))):
+            raise RuntimeError(
+                f"The colour console left the game: expected rewards, ends and lives {own}, got "
+                f"{(*twins, twin_info['lives'])}. Please report it with the game and the seed."
+            )
+        self._see(screens)
+        return obs, rewards, terminated, truncated, info
+
+    def close(self) -> None:
+        """Frees the consoles."""
+        self._env.close()
+        self._twin.close()
+
+    def _see(self, screens: np.ndarray) -> None:
+        self.screens = screens[:, -1].copy()
+
+
+class _Actor:
+    """Epsilon-greedy actions, each env with a generator of its own."""
+
+    def __init__(
+        self, agent: Agent | None, settings: AtariSettings, epsilon: float, seed: int
+    ) -> None:
+        self.agent = agent
+        self.epsilon = 1.0 if agent is None else epsilon
+        self.num_actions = len(action_set(settings.game))
+        self._generators = [np.random.default_rng([seed, i]) for i in range(settings.num_envs)]
+
+    def actions(self, obs: np.ndarray, busy: np.ndarray) -> np.ndarray:
+        """Actions int64 `[N]`; envs that are not busy cost no pass through the network."""
+        greedy = np.zeros(len(obs), np.int64)
+        if self.agent is not None and self.epsilon < 1:
+            greedy[busy] = self.agent.q_values(obs[busy]).argmax(1)
+        return self.explore(greedy)
+
+    def explore(self, greedy: np.ndarray) -> np.ndarray:
+        """Replaces a share epsilon of actions int64 `[N]` by uniform ones."""
+        for i, generator in enumerate(self._generators):
+            if generator.random() < self.epsilon:
+                greedy[i] = generator.integers(self.num_actions)
+        return greedy
+
+
+def _play(
+    stream: AtariStream,
+    actor: _Actor,
+    shares: np.ndarray,
+    on_game: Callable[[Game], None] | None,
+) -> list[Game]:
+    counted: list[list[Game]] = [[] for _ in shares]
+    while (busy := np.array([len(games) for games in counted]) < shares).any():
+        stream.step(actor.actions(stream.obs, busy))
+        for game in stream.take_games()[0]:
+            if len(counted[game.env]) < shares[game.env]:
+                counted[game.env].append(game)
+                if on_game:
+                    on_game(game)
+    return [game for games in counted for game in games]
+
+
+def _frames(
+    agent: Agent, actor: _Actor, stream: AtariStream, consoles: ColourTwin
+) -> Iterator[np.ndarray]:
+    """The first game of the stream; a frame shows a state, and what is done in it."""
+    panel = Panel(
+        title=game_title(stream.settings.game),
+        subtitle=agent.name,
+        score=0.0,
+        step=0,
+        actions=action_set(stream.settings.game),
+        values=np.zeros(stream.num_actions, np.float32),
+        chosen=None,
+        spread=0.0,
+        trace=[],
+    )
+    over = False
+    while not over:
+        screen, state = consoles.screens[0], stream.obs[0].copy()
+        values = agent.q_values(stream.obs)[0]
+        row = stream.step(actor.explore(values.argmax(keepdims=True)))
+        panel = replace(
+            panel,
+            values=values,
+            chosen=int(row.actions[0]),  # not always the agent's: FIRE after a lost life
+            spread=max(panel.spread, float(np.abs(values - values.mean()).max())),
+            trace=[*panel.trace, float(values.mean())],
+            aux=_aux_panel(agent, state, stream.seed, panel.step),
+        )
+        yield draw_frame(screen, panel)
+        panel = replace(panel, score=panel.score + float(row.rewards[0]), step=panel.step + 1)
+        over = bool(row.terminated[0] or row.truncated[0])
+    last = draw_frame(consoles.screens[0], replace(panel, chosen=None))
+    yield from [last] * END_HOLD_FRAMES
+
+
+def _aux_panel(agent: Agent, state: np.ndarray, seed: int, step: int) -> AuxPanel | None:
+    """The same generator for AUX_HOLD_STEPS states is the same transform for all of them."""
+    entropy = np.random.SeedSequence([seed, step // AUX_HOLD_STEPS]).generate_state(1)
+    generator = torch.Generator().manual_seed(int(entropy[0]))
+    guess = agent.aux_guess(state, generator=generator)
+    if guess is None or agent.task is None:
+        return None
+    captions = _times(state, guess.x_hat) if guess.usable else [""] * len(state)
+    return AuxPanel(
+        agent.task.name, guess.x_hat, captions, guess.probabilities, guess.label, guess.usable
+    )
+
+
+def _times(state: np.ndarray, shown: np.ndarray) -> list[str]:
+    """When each shown frame was, "t-3" or "t"; "" where it is no frame of the state."""
+    captions = []
+    for frame in shown:
+        places = [i for i, own in enumerate(state) if np.array_equal(frame, own)]
+        age = len(state) - 1 - places[-1] if places else None
+        captions.append("" if age is None else "t" if age == 0 else f"t-{age}")
+    return captions
+
+
+def _find_checkpoint(path: Path) -> Path:
+    """The folder itself if it holds a model, else the one with the most agent steps below it."""
+    if not path.is_dir():
+        raise FileNotFoundError(
+            f"No checkpoint folder at {path}. Pass a folder that holds {MODEL_SETTINGS} and "
+            f"{MODEL}, or a run folder with checkpoints below it."
+        )
+    if (path / MODEL_SETTINGS).exists() or (path / MODEL).exists():
+        return path
+    found = []
+    for file in path.rglob(MODEL_SETTINGS):
+        try:  # a checkpoint that is being written has no whole model.json: it comes after model.pt
+            found.append((int(json.loads(file.read_text())["env_steps"]), str(file.parent)))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    if not found:
+        raise FileNotFoundError(
+            f"No checkpoint in or below {path}: found no readable {MODEL_SETTINGS}. Pass a folder "
+            "that a training run wrote."
+        )
+    return Path(max(found)[1])
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"Model settings missing: {path}. Take a checkpoint that was written to its end."
+        ) from None
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is not readable JSON ({error}). Take another checkpoint."
+        ) from None
+    own = settings if isinstance(settings, dict) else {}
+    wrong = [k for k, kind in NETWORK_KEYS.items() if k not in own or not isinstance(own[k], kind)]
+    if wrong:
+        raise ValueError(
+            f"Expected {', '.join(NETWORK_KEYS)} in {path}, missing or of a wrong type: "
+            f"{', '.join(wrong)}. Take a checkpoint of experiments/atari.py."
+        )
+    return own
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"Weights missing: {path}. Take a checkpoint that was written to its end."
+        ) from None
+    except pickle.UnpicklingError:
+        raise ValueError(
+            f"{path} holds more than tensors, or is damaged. Nothing in it was run. "
+            "Use checkpoints of rayssl only, and of people whom you trust."
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} cannot be read ({reason}). Take another checkpoint.") from None
+    if not isinstance(weights, dict) or not all(map(torch.is_tensor, weights.values())):
+        raise ValueError(
+            f"Expected {path} to hold name -> tensor, got {type(weights).__name__}. "
+            "Take a checkpoint of experiments/atari.py."
+        )
+    return weights
+
+
+def _check_weights(
+    weights: dict[str, torch.Tensor], own: dict[str, torch.Tensor], folder: Path
+) -> None:
+    """Torch's own text names no file and runs over many lines."""
+    wrong = [f"missing {name}" for name in own if name not in weights]
+    wrong += [f"unknown {name}" for name in weights if name not in own]
+    wrong += [
+        f"{name} has shape {tuple(weights[name].shape)}, expected {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise ValueError(
+            f"{folder / MODEL} does not fit the network that {MODEL_SETTINGS} describes: "
+            f"{'; '.join(wrong[:3])}{more}. Take both files from one checkpoint."
+        )

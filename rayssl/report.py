@@ -1,0 +1,109 @@
+"""Result folders -> tables (markdown) and figures (PNG)."""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+COLOURS = ("#3465a4", "#c4561d", "#4e7d3a", "#7b5aa6", "#9a7b1f", "#52676b")
+
+
+def read_run(folder: str | Path) -> pd.DataFrame:
+    """Returns a run's rows, one per report, sorted by `env_steps`, from its progress.csv.
+
+    Of rows with the same `env_steps` the last one counts. A last line that a kill cut short is
+    left out: its first number could be the beginning of a longer one.
+
+    Raises:
+      FileNotFoundError: if the folder holds no progress.csv.
+      ValueError: if that holds no row yet.
+    """
+    path = Path(folder) / "progress.csv"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no progress.csv: pass the folder of a run.")
+    text = path.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    if whole.count("\n") < 2:
+        raise ValueError(f"{path} holds no row yet: wait for the run's first report.")
+    rows = pd.read_csv(io.StringIO(whole)).drop_duplicates("env_steps", keep="last")
+    return rows.sort_values("env_steps", ignore_index=True)
+
+
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns rows as a markdown table; columns in the order in which the rows first name them.
+
+    `-` stands for NaN, None and a column that a row does not have.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [[_cell(name) for name in names]]
+    lines += [[_cell(row.get(name)) for name in names] for row in rows]
+    widths = [max(3, *(len(cell) for cell in column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join("| " + " | ".join(map(str.ljust, cells, widths)) + " |" for cells in lines)
+
+
+def plot_learning_curves(
+    runs: Mapping[str, pd.DataFrame],
+    path: str | Path,
+    *,
+    chance: float | None = None,
+    random_score: float | None = None,
+    title: str = "",
+) -> Path:
+    """Draws score, aux accuracy, losses and gradient cosine against steps; returns the PNG's path.
+
+    Args:
+      runs: name -> rows as `read_run` returns them; drawn on top of one another (Fig. 10).
+      path: PNG to write.
+      chance: aux accuracy of guessing, drawn as a line.
+      random_score: mean score of a random agent, drawn as a line.
+    """
+    # Not pyplot: it would keep the figure, and choose a backend for whoever imports this module.
+    figure = Figure(figsize=(10, 6.4), layout="constrained")
+    axes = figure.subplots(2, 2).flat
+    panels = (
+        ("score_mean_100", "score (mean of 100 whole games)", random_score, "random agent"),
+        ("aux_accuracy", "aux accuracy", chance, "chance"),
+        ("td_loss", "TD loss (Huber)", None, ""),
+        ("gradient_cosine", "cosine of TD and aux gradients", 0.0, "at right angles"),
+    )
+    for axis, (column, label, line, meaning) in zip(axes, panels, strict=True):
+        drawn = 0
+        for colour, (name, rows) in zip(cycle(COLOURS), runs.items(), strict=False):
+            if column in rows and rows[column].notna().any():
+                known = rows[rows[column].notna()]
+                dot = "o" if len(known) == 1 else None  # a line through one point shows nothing
+                axis.plot("env_steps", column, data=known, color=colour, marker=dot, label=name)
+                drawn += 1
+        if line is not None and drawn:
+            axis.axhline(line, color="#888888", lw=1, ls="--", label=meaning)
+        if not drawn:
+            axis.text(0.5, 0.5, "no data", transform=axis.transAxes, ha="center", color="#888888")
+        axis.set_ylabel(label)
+        axis.set_xlabel("agent steps")
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.ticklabel_format(axis="x", style="plain")
+        if drawn:
+            axis.legend(frameon=False, fontsize=8)
+    figure.suptitle(title)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130, format="png")
+    return path
+
+
+def _cell(value: Any) -> str:
+    value = value.item() if hasattr(value, "item") else value  # NumPy's numbers are not Python's
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 10 else f"{value:,.1f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value).replace("|", "\\|")

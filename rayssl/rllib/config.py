@@ -1,0 +1,383 @@
+"""AuxDQNConfig: RLlib's fluent configuration for dueling double DQN with a pretext task."""
+
+import math
+from dataclasses import fields
+from typing import Any
+
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig, NotProvided
+from ray.rllib.core.rl_module.rl_module import RLModuleSpec
+
+from rayssl.backbones.atari import TRUNKS
+from rayssl.envs.atari import AtariSettings
+from rayssl.schedules import AUX_SCHEDULES, AuxSchedule, AuxScheduleName, LinearSchedule
+from rayssl.tasks import make_task
+
+TARGET_UNITS = ("steps", "updates")
+OPTIMIZERS = ("shared", "separate")
+DTYPES = ("auto", "float32", "bfloat16")
+CLIPS = ("global_norm", "norm")
+
+
+class AuxDQNConfig(AlgorithmConfig):
+    """Configures AuxDQN.
+
+        config = (
+            AuxDQNConfig()
+            .environment("ALE/Pong-v5")
+            .auxiliary(task="permutation", weight=1.0, every=1, schedule="alternate")
+            .env_runners(num_env_runners=16)
+        )
+        algo = config.build_algo()
+
+    `environment(env_config=...)` takes the fields of rayssl.envs.atari.AtariSettings. Defaults are
+    those of the preset `pong` (rayssl/presets.py), which has a source for each. All durations
+    carry their unit: *steps* are agent steps (4 emulator frames), *updates* are gradient updates.
+    """
+
+    def __init__(self, algo_class: Any = None) -> None:
+        from rayssl.rllib.algorithm import AuxDQN
+        from rayssl.rllib.env_runner import AtariEnvRunner
+
+        super().__init__(algo_class=algo_class or AuxDQN)
+        # auxiliary()
+        self.aux_task: str | None = None
+        self.aux_weight = 1.0
+        self.aux_every = 1
+        self.aux_schedule: AuxScheduleName = "alternate"
+        self.pretrain_updates = 0
+        self.optimizers = "shared"
+        self.cosine_every = 200
+        # training()
+        self.network = "nature"
+        self.lr = 2e-4
+        self.adam_epsilon = 1e-5
+        self.gamma = 0.99
+        self.n_step = 10
+        self.double_q = True
+        self.train_batch_size_per_learner = 32
+        self.replay_ratio = 0.25
+        self.replay_capacity_steps = 100_000
+        self.learning_starts_steps = 3_000
+        self.target_update_freq = 1_000
+        self.target_update_unit = "steps"
+        self.grad_clip = 10.0
+        self.grad_clip_by = "global_norm"
+        self.epsilon_start, self.epsilon_end, self.epsilon_steps = 1.0, 0.01, 30_000
+        self.prioritized = False
+        self.priority_alpha, self.priority_beta, self.priority_beta_steps = 0.6, 0.4, 1_000_000
+        self.clip_rewards = True
+        self.cut_on_life_loss = True
+        self.compute_dtype = "auto"
+        self.compile_learner = True
+        self.learner_threads = 1
+        self.weights_every_updates = 32
+        self.steps_per_iteration = 2_000
+        self.save_replay = True
+        self.restore_from: str | None = None
+        # AlgorithmConfig's own
+        self.env = "ALE/Pong-v5"
+        self.env_runner_cls = AtariEnvRunner
+        self.num_env_runners = 0
+        self.num_envs_per_env_runner = 8
+        self.rollout_fragment_length = 8
+        self.create_env_on_local_worker = False
+        self.max_requests_in_flight_per_env_runner = 2
+        self.min_time_s_per_iteration = None
+        self.min_sample_timesteps_per_iteration = 0
+        self._dont_auto_sync_env_runner_states = True  # weights travel with sample requests
+        self.restart_failed_env_runners = True
+        self.delay_between_env_runner_restarts_s = 1.0  # RLlib: 60
+        self.env_runner_health_probe_timeout_s = 2.0  # RLlib: 30, before every training step
+        self.env_runner_restore_timeout_s = 30.0
+        self.num_cpus_for_main_process = 1
+
+    def auxiliary(
+        self,
+        *,
+        task: str | None = NotProvided,
+        weight: float = NotProvided,
+        every: int = NotProvided,
+        schedule: str = NotProvided,
+        pretrain_updates: int = NotProvided,
+        optimizers: str = NotProvided,
+        cosine_every: int = NotProvided,
+    ) -> "AuxDQNConfig":
+        """Sets the self-supervised task and how it is mixed with Q-learning.
+
+        Args:
+          task: a name of rayssl.tasks.available_tasks(), or None / "none" for the plain baseline.
+          weight: lambda of eq. (3); 1 in the paper, 0 is the plain baseline. With optimizers=
+            "shared" it multiplies the aux loss; with "separate" the aux learning rate, because an
+            Adam of its own divides a constant factor of the loss away again.
+          every: one aux update after this many TD updates.
+          schedule: `alternate`, `joint` or `pretrain` (rayssl.schedules.AuxSchedule).
+          pretrain_updates: aux-only updates before the first TD update.
+          optimizers: `shared`: one Adam for both losses; `separate`: one each, as the paper's code.
+          cosine_every: slots between two measurements of the cosine of TD and aux gradients on
+            the trunk; 0: never. Each costs about one TD and one aux update.
+        Returns:
+          this config.
+        """
+        if task is not NotProvided:
+            self.aux_task = None if task in (None, "none") else task
+        self._set(
+            aux_weight=weight,
+            aux_every=every,
+            aux_schedule=schedule,
+            pretrain_updates=pretrain_updates,
+            optimizers=optimizers,
+            cosine_every=cosine_every,
+        )
+        return self
+
+    def training(
+        self,
+        *,
+        network: str = NotProvided,
+        adam_epsilon: float = NotProvided,
+        n_step: int = NotProvided,
+        double_q: bool = NotProvided,
+        replay_ratio: float = NotProvided,
+        replay_capacity_steps: int = NotProvided,
+        learning_starts_steps: int = NotProvided,
+        target_update_freq: int = NotProvided,
+        target_update_unit: str = NotProvided,
+        epsilon: tuple[float, float, int] = NotProvided,
+        prioritized: bool = NotProvided,
+        priority_alpha: float = NotProvided,
+        priority_beta: float = NotProvided,
+        priority_beta_steps: int = NotProvided,
+        clip_rewards: bool = NotProvided,
+        cut_on_life_loss: bool = NotProvided,
+        compute_dtype: str = NotProvided,
+        compile_learner: bool = NotProvided,
+        learner_threads: int = NotProvided,
+        weights_every_updates: int = NotProvided,
+        steps_per_iteration: int = NotProvided,
+        save_replay: bool = NotProvided,
+        restore_from: str | None = NotProvided,
+        **kwargs: Any,
+    ) -> "AuxDQNConfig":
+        """Sets Q-learning; `lr`, `gamma`, `grad_clip`, ... go to RLlib's own `training`.
+
+        Args:
+          network: `nature`, `paper-code` or `paper-text` (rayssl.backbones.atari.TRUNKS).
+          adam_epsilon: Adam's epsilon.
+          n_step: rewards in a return.
+          double_q: choose the bootstrap action with the online network.
+          replay_ratio: TD updates per agent step, whatever the number of runners (0.25: one update
+            per 4 steps).
+          replay_capacity_steps: transitions kept, 7.06 kB each.
+          learning_starts_steps: steps before the first update.
+          target_update_freq: period of the hard target update, in `target_update_unit`: "steps"
+            (times replay_ratio: TD updates) or "updates" (TD updates).
+          epsilon: (start, end, steps) of the linear schedule.
+          prioritized: proportional prioritized replay with `priority_alpha` and a beta that goes
+            from `priority_beta` to 1 over `priority_beta_steps`.
+          clip_rewards: learn from the sign of rewards; scores are never clipped.
+          cut_on_life_loss: no bootstrapping across a lost life; games and scores go on.
+          compute_dtype: `auto`, `float32` or `bfloat16` (rayssl.rllib.learner.resolve_dtype).
+          compile_learner: torch.compile the losses.
+          learner_threads: CPU threads of the learner.
+          weights_every_updates: TD updates between two pushes of weights to the runners.
+          steps_per_iteration: agent steps of one train() call.
+          save_replay: write the replay's contents into checkpoints.
+          restore_from: checkpoint folder to start from.
+        Returns:
+          this config.
+        """
+        super().training(**kwargs)
+        if epsilon is not NotProvided:
+            self.epsilon_start, self.epsilon_end, self.epsilon_steps = epsilon
+        self._set(
+            network=network,
+            adam_epsilon=adam_epsilon,
+            n_step=n_step,
+            double_q=double_q,
+            replay_ratio=replay_ratio,
+            replay_capacity_steps=replay_capacity_steps,
+            learning_starts_steps=learning_starts_steps,
+            target_update_freq=target_update_freq,
+            target_update_unit=target_update_unit,
+            prioritized=prioritized,
+            priority_alpha=priority_alpha,
+            priority_beta=priority_beta,
+            priority_beta_steps=priority_beta_steps,
+            clip_rewards=clip_rewards,
+            cut_on_life_loss=cut_on_life_loss,
+            compute_dtype=compute_dtype,
+            compile_learner=compile_learner,
+            learner_threads=learner_threads,
+            weights_every_updates=weights_every_updates,
+            steps_per_iteration=steps_per_iteration,
+            save_replay=save_replay,
+            restore_from=restore_from,
+        )
+        return self
+
+    def _set(self, **values: Any) -> None:
+        for name, value in values.items():
+            if value is not NotProvided:
+                setattr(self, name, value)
+
+    def atari_settings(self) -> AtariSettings:
+        """Returns the games that every runner plays: `env` with the fields of `env_config`.
+
+        Raises:
+          ValueError: for an unknown game or field, or two different numbers of games.
+        """
+        known = {field.name for field in fields(AtariSettings)}
+        unknown = set(self.env_config) - known
+        if unknown:
+            raise ValueError(
+                f"Unknown env_config field {', '.join(sorted(unknown))}. "
+                f"AtariSettings has: {', '.join(sorted(known))}."
+            )
+        own = {"game": self.env, "num_envs": self.num_envs_per_env_runner}
+        merged = own | dict(self.env_config)
+        if merged["num_envs"] != own["num_envs"]:  # the replay's lanes are counted with RLlib's
+            raise ValueError(
+                f"env_config has num_envs {merged['num_envs']}, but num_envs_per_env_runner is "
+                f"{own['num_envs']}. Set it with .env_runners(num_envs_per_env_runner=...) only."
+            )
+        return AtariSettings(**merged)
+
+    @property
+    def aux_schedule_rule(self) -> AuxSchedule:
+        """Returns which updates each slot has; TD only without a task or with weight 0."""
+        if self.aux_task is None or self.aux_weight == 0:
+            return AuxSchedule()
+        return AuxSchedule(self.aux_schedule, self.aux_every, self.pretrain_updates)
+
+    @property
+    def pretrain_steps(self) -> int:
+        """Returns the agent steps that the aux-only updates take; acting is random meanwhile."""
+        return math.ceil(self.aux_schedule_rule.pretrain_updates / self.replay_ratio)
+
+    @property
+    def target_period_updates(self) -> int:
+        """Returns the period of the hard target update in TD updates, at least 1."""
+        if self.target_update_unit == "updates":
+            return self.target_update_freq
+        return max(1, round(self.target_update_freq * self.replay_ratio))
+
+    @property
+    def num_lanes(self) -> int:
+        """Returns the number of games played side by side by all runners."""
+        return max(1, self.num_env_runners) * self.num_envs_per_env_runner
+
+    def epsilon_at(self, env_steps: int) -> float:
+        """Returns epsilon after this many agent steps; 1 while the trunk is pretrained."""
+        if env_steps < self.pretrain_steps:
+            return 1.0
+        schedule = LinearSchedule(self.epsilon_start, self.epsilon_end, self.epsilon_steps)
+        return schedule(env_steps - self.pretrain_steps)
+
+    def beta_at(self, env_steps: int) -> float:
+        """Returns the importance exponent of prioritized replay after this many agent steps."""
+        return LinearSchedule(self.priority_beta, 1.0, self.priority_beta_steps)(env_steps)
+
+    def get_default_rl_module_spec(self) -> RLModuleSpec:
+        """Returns the spec of AuxDQNModule for this network, task and frame size."""
+        from rayssl.rllib.module import AuxDQNModule
+
+        settings = self.atari_settings()
+        return RLModuleSpec(
+            module_class=AuxDQNModule,
+            model_config={
+                "network": self.network,
+                "aux_classes": make_task(self.aux_task).num_classes if self.aux_task else 0,
+                "stack": settings.stack,
+                "frame_size": settings.frame_size,
+            },
+        )
+
+    def get_default_learner_class(self) -> type:
+        """Returns AuxDQNLearner."""
+        from rayssl.rllib.learner import AuxDQNLearner
+
+        return AuxDQNLearner
+
+    def validate(self) -> None:
+        """Checks every value before anything is started.
+
+        Raises:
+          ValueError: what was expected, what came, and what to do.
+        """
+        super().validate()
+        settings = self.atari_settings()
+        task = make_task(self.aux_task) if self.aux_task else None
+        _ = self.aux_schedule_rule
+        for name, choices in (
+            ("aux_schedule", AUX_SCHEDULES),  # without a task, aux_schedule_rule does not look
+            ("network", tuple(sorted(TRUNKS))),
+            ("target_update_unit", TARGET_UNITS),
+            ("optimizers", OPTIMIZERS),
+            ("compute_dtype", DTYPES),
+            ("grad_clip_by", CLIPS),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"Unknown {name} '{getattr(self, name)}'. Available: {', '.join(choices)}."
+                )
+        for name, least in _AT_LEAST.items():
+            value = getattr(self, name)
+            whole = name != "aux_weight"
+            if not _is_number(value, whole) or value < least:
+                kind = "whole number" if whole else "number"
+                raise ValueError(f"{name} must be a {kind} of {least} or more, got {value!r}.")
+        for name in ("lr", "replay_ratio", "adam_epsilon", "grad_clip"):
+            value = getattr(self, name)
+            if name == "grad_clip" and value is None:
+                continue  # no clipping
+            if not _is_number(value) or value <= 0:
+                raise ValueError(f"{name} must be a number above 0, got {value!r}.")
+        for name in ("gamma", "epsilon_start", "epsilon_end", "priority_alpha", "priority_beta"):
+            value = getattr(self, name)
+            if not _is_number(value) or not 0 <= value <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {value!r}.")
+        if self.optimizers == "separate" and (task is None or self.aux_schedule == "joint"):
+            raise ValueError(
+                "optimizers='separate' needs two losses that are stepped in turn: set a task and "
+                f"schedule 'alternate' or 'pretrain', got task {self.aux_task or 'none'}, schedule "
+                f"'{self.aux_schedule}'. Use optimizers='shared'."
+            )
+        if self.num_learners > 1 and self.train_batch_size_per_learner % self.num_learners:
+            raise ValueError(
+                f"A batch of {self.train_batch_size_per_learner} cannot be shared by "
+                f"{self.num_learners} learners evenly. Choose --batch-size a multiple of it."
+            )
+        if task is not None:
+            _check_task_takes_frames(task, settings)
+        need = self.num_lanes * (settings.stack + self.n_step + 1)
+        if self.replay_capacity_steps < max(need, self.learning_starts_steps):
+            raise ValueError(
+                f"replay_capacity_steps is {self.replay_capacity_steps}, but {self.num_lanes} "
+                f"games side by side need {need} and learning starts at "
+                f"{self.learning_starts_steps} steps. Raise it, or lower the others."
+            )
+
+
+_AT_LEAST = {
+    "aux_weight": 0, "aux_every": 1, "pretrain_updates": 0, "cosine_every": 0, "n_step": 1,
+    "train_batch_size_per_learner": 1, "replay_capacity_steps": 1, "learning_starts_steps": 0,
+    "target_update_freq": 1, "epsilon_steps": 0, "priority_beta_steps": 1, "learner_threads": 1,
+    "weights_every_updates": 1, "steps_per_iteration": 1, "rollout_fragment_length": 1,
+    "num_envs_per_env_runner": 1,
+}  # fmt: skip
+
+
+def _is_number(value: Any, whole: bool = False) -> bool:
+    """Whether a value is a finite number, and an int where it has to be `whole`; never a bool."""
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        return False
+    return math.isfinite(value)
+
+
+def _check_task_takes_frames(task: Any, settings: AtariSettings) -> None:
+    """Asks the task itself, with two random states, so that a wrong pair fails before the start."""
+    import torch
+
+    shape = (2, settings.stack, settings.frame_size, settings.frame_size)
+    frames = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator())
+    task(frames, generator=torch.Generator())

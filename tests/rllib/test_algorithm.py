@@ -1,0 +1,214 @@
+"""The algorithm: replay ratio, resume, lost runners. Small frames, no compiler, one thread."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from rayssl.rllib.algorithm import AuxDQN
+from rayssl.rllib.checkpoint import MANIFEST, MODEL, REPLAY
+from rayssl.rllib.config import AuxDQNConfig
+
+
+def make_config(task: str = "permutation", runners: int = 0, game: str = "pong") -> AuxDQNConfig:
+    """A run of the real parts that takes seconds: 42x42 frames, 2 games, float32, eager."""
+    return (
+        AuxDQNConfig()
+        .environment(game, env_config={"frame_size": 42, "max_game_frames": 600})
+        .auxiliary(task=task, cosine_every=7)
+        .training(
+            train_batch_size_per_learner=8,
+            learning_starts_steps=64,
+            replay_capacity_steps=2_000,
+            steps_per_iteration=96,
+            compile_learner=False,
+            compute_dtype="float32",
+            epsilon=(1.0, 0.1, 300),
+            target_update_freq=40,
+        )
+        .env_runners(
+            num_env_runners=runners, num_envs_per_env_runner=2, num_cpus_per_env_runner=0.2,
+            rollout_fragment_length=4,
+        )
+        .debugging(seed=3)
+    )  # fmt: skip
+
+
+@pytest.fixture
+def build(ray_local):
+    """Builds algorithms and stops them at the test's end."""
+    made: list[AuxDQN] = []
+
+    def build_algo(config: AuxDQNConfig) -> AuxDQN:
+        made.append(config.build_algo())
+        return made[-1]
+
+    yield build_algo
+    for algo in made:
+        algo.stop()
+
+
+def weights(algo: AuxDQN) -> dict[str, torch.Tensor]:
+    return algo.model_state()
+
+
+def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    different = [name for name in a if not torch.equal(a[name], b[name])]
+    assert not different
+
+
+@pytest.mark.parametrize("prioritized", [False, True])
+def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(build, tmp_path, prioritized):
+    config = make_config().training(prioritized=prioritized)
+    whole = build(config.copy())
+    for _ in range(3):
+        whole.train()
+    whole.save_to_path(str(tmp_path / "ck"))
+    after_save = weights(whole)
+    for _ in range(3):
+        expected = whole.train()
+
+    resumed = build(config.copy().training(restore_from=str(tmp_path / "ck")))
+    assert_equal(weights(resumed), after_save)
+    for _ in range(3):
+        got = resumed.train()
+
+    assert_equal(weights(resumed), weights(whole))
+    assert expected["games"] > 0, "the run must cross the end of a game to show anything"
+    same = ("env_steps", "games", "td_updates", "aux_updates", "epsilon", "td_loss", "aux_loss",
+            "score_mean_100", "paper_code_score_mean_100", "replay_rows")  # fmt: skip
+    assert {k: got[k] for k in same} == {k: expected[k] for k in same}
+    for a, b in zip(whole.replay.sample(16), resumed.replay.sample(16), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_other_seed_gives_another_run(build):
+    first, second = build(make_config()), build(make_config().debugging(seed=4))
+    first.train(), second.train()
+    assert any(not torch.equal(a, b) for a, b in zip(
+        weights(first).values(), weights(second).values(), strict=True))  # fmt: skip
+
+
+def test_arms_make_the_same_number_of_td_updates_per_step(build):
+    results = {}
+    for task in ("none", "rotation", "permutation"):
+        algo = build(make_config(task))
+        results[task] = [algo.train() for _ in range(2)][-1]
+    steps = results["none"]["env_steps"]
+    assert {r["td_updates"] for r in results.values()} == {int((steps - 64) * 0.25)}
+    assert results["none"]["aux_updates"] == 0
+    assert results["rotation"]["aux_updates"] == results["rotation"]["td_updates"]
+
+
+def test_replay_ratio_holds_with_runners(build):
+    algo = build(make_config(runners=2))
+    result = [algo.train() for _ in range(3)][-1]
+    assert result["td_updates"] == int((result["env_steps"] - 64) * 0.25)
+    assert result["env_steps"] == int(algo.replay._added.sum()), "every step is in the replay"
+
+
+def test_killed_runner_is_replaced_and_the_run_goes_on(build):
+    algo = build(make_config(runners=2))
+    algo.train()
+    group = algo.env_runner_group
+    pids = group.foreach_env_runner(lambda runner: os.getpid(), local_env_runner=False)
+    os.kill(pids[0], signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    result = algo.train()
+    while time.monotonic() < deadline and (
+        result["runner_restarts"] < 1 or result["healthy_runners"] < 2
+    ):
+        result = algo.train()
+    assert result["runner_restarts"] >= 1
+    assert result["healthy_runners"] == 2
+    assert result["td_updates"] == int((result["env_steps"] - 64) * 0.25)
+    assert result["env_steps"] == int(algo.replay._added.sum())
+    new = group.foreach_env_runner(lambda runner: os.getpid(), local_env_runner=False)
+    assert pids[0] not in new
+
+
+def test_checkpoint_cut_short_is_refused(build, tmp_path):
+    algo = build(make_config())
+    algo.train()
+    path = Path(algo.save_to_path(str(tmp_path / "ck")))
+    replay = (path / REPLAY).read_bytes()
+    (path / REPLAY).write_bytes(replay[: len(replay) // 2])
+    with pytest.raises(ValueError, match=rf"cannot be used: {REPLAY} has \d+ bytes, expected"):
+        algo.restore_from_path(str(path))
+    (path / MANIFEST).unlink()
+    with pytest.raises(ValueError, match="it was cut short"):
+        algo.restore_from_path(str(path))
+
+
+@pytest.mark.parametrize(
+    ("other", "text"),
+    [
+        (lambda: make_config(game="breakout"), "has game pong, this run breakout"),
+        (lambda: make_config(task="rotation"), "has aux_task permutation, this run rotation"),
+        (
+            lambda: make_config().training(network="paper-text"),
+            "has network nature, this run paper",
+        ),
+    ],
+)
+def test_checkpoint_of_another_game_task_or_network_is_refused(build, tmp_path, other, text):
+    algo = build(make_config())
+    path = algo.save_to_path(str(tmp_path / "ck"))
+    with pytest.raises(ValueError, match=text):
+        build(other()).restore_from_path(path)
+
+
+def test_without_saved_replay_learning_waits_until_it_is_filled_again(build, tmp_path):
+    algo = build(make_config().training(save_replay=False))
+    before = [algo.train() for _ in range(2)][-1]
+    path = Path(algo.save_to_path(str(tmp_path / "ck")))
+    assert not (path / REPLAY).exists()
+    resumed = build(make_config().training(restore_from=str(path)))
+    result = resumed.train()
+    steps = result["env_steps"] - before["env_steps"]
+    assert result["td_updates"] == before["td_updates"] + int((steps - 64) * 0.25)
+
+
+def test_model_file_holds_the_acting_weights_without_pickle(build, tmp_path):
+    algo = build(make_config())
+    algo.train()
+    path = Path(algo.save_to_path(str(tmp_path / "ck")))
+    state = torch.load(path / MODEL, weights_only=True)
+    assert_equal(state, weights(algo))
+    assert any(name.startswith("heads.aux") for name in state)
+
+
+def test_two_learners_share_every_batch(build):
+    config = make_config().learners(num_learners=2, num_cpus_per_learner=0.5)
+    algo = build(config)
+    result = algo.train()
+    assert result["td_updates"] == int((result["env_steps"] - 64) * 0.25)
+    states = algo.learner_group.foreach_learner(lambda learner: learner.get_state()["rl_module"])
+    first, second = (result.get()["default_policy"] for result in states)
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name])
+
+
+def test_replay_that_exceeds_memory_is_refused_before_anything_starts(ray_local):
+    config = make_config().training(replay_capacity_steps=10**12)
+    with pytest.raises(MemoryError, match="Lower --replay-capacity to"):
+        config.build_algo()
+
+
+def test_scores_are_of_whole_games_and_lives_are_named_as_the_papers_code(build):
+    algo = build(make_config(game="breakout"))
+    result = [algo.train() for _ in range(8)][-1]
+    assert result["games"] < len(algo._life_scores), "lives end more often than games"
+    assert result["score_mean_100"] >= result["paper_code_score_mean_100"]
+
+
+def test_ray_is_the_only_engine(build):
+    algo = build(make_config(runners=1))
+    runners = algo.env_runner_group._worker_manager.actors()
+    assert all(isinstance(actor, ray.actor.ActorHandle) for actor in runners.values())

@@ -1,0 +1,224 @@
+"""A command line becomes settings, and a mistake on it one clear line and exit code 2."""
+
+import json
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayssl import cli
+from rayssl.cli import check_writable, git_commit, parse_atari_run, provenance, refuse
+from rayssl.presets import AtariRun
+
+
+def saved_run(folder: Path, run: AtariRun) -> Path:
+    """Writes what a run leaves in its folder when it starts."""
+    folder.mkdir(parents=True)
+    (folder / "settings.json").write_text(json.dumps(provenance(run)))
+    return folder
+
+
+def test_empty_command_line_gives_the_defaults() -> None:
+    assert parse_atari_run([]) == AtariRun()
+
+
+def test_words_on_the_line_override_the_presets_values_wherever_they_stand() -> None:
+    before = parse_atari_run(["--steps", "99", "--preset", "quick"])
+    after = parse_atari_run(["--preset", "quick", "--steps", "99"])
+    assert before == after
+    assert (after.preset, after.steps) == ("quick", 99)
+    assert after.learning_starts == 2_000  # the preset's, where AtariRun's own is 3_000
+    assert after.lr == AtariRun().lr  # not named by the preset
+
+
+def test_word_that_repeats_a_default_overrides_the_preset_too() -> None:
+    line = ["--preset", "paper-code", "--n-step", str(AtariRun().n_step), "--no-prioritized"]
+    run = parse_atari_run(line)
+    assert (run.n_step, run.prioritized, run.lr) == (AtariRun().n_step, False, 1e-4)
+
+
+def test_preset_is_found_in_both_spellings() -> None:
+    assert parse_atari_run(["--preset=quick"]) == parse_atari_run(["--preset", "quick"])
+    assert parse_atari_run(["--preset=quick"]).steps == 24_000
+
+
+def test_last_of_two_presets_counts_for_name_and_values() -> None:
+    run = parse_atari_run(["--preset", "quick", "--preset=breakout"])
+    assert (run.preset, run.game, run.steps) == ("breakout", "breakout", 1_000_000)
+
+
+def test_unknown_preset_names_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"^Unknown preset 'fast'\. Available: .*pong, quick\.$"):
+        parse_atari_run(["--preset", "fast"])
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--steps", "abc"], "'abc'"),
+        (["--schedule", "both"], "alternate"),
+        (["--stepps", "10"], "--stepps"),
+        (["--preset"], "--preset"),
+    ],
+)
+def test_wrong_word_gives_one_message_and_exit_code_2(
+    words: list[str], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse_atari_run(words)
+    out, err = capsys.readouterr()
+    assert (stop.value.code, out) == (2, "")
+    assert text in err
+    assert "Traceback" not in err
+    assert err.count("--help") == 1  # one message, which ends by naming where to read more
+
+
+def test_help_shows_the_presets_values_as_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse_atari_run(["--preset", "quick", "--help"])
+    assert stop.value.code in (0, None)
+    assert "(default: 24000)" in " ".join(capsys.readouterr().out.split())
+
+
+def test_resume_takes_saved_settings_and_keeps_overrides(tmp_path: Path) -> None:
+    saved = AtariRun(game="breakout", lr=5e-4, steps=123, results_dir=Path("elsewhere"))
+    folder = saved_run(tmp_path / "run", saved)
+    for words in (["--resume", str(folder)], [f"--resume={folder}"]):
+        assert parse_atari_run(words) == replace(saved, resume=folder)
+    run = parse_atari_run(["--steps", "456", "--resume", str(folder)])
+    assert run == replace(saved, steps=456, resume=folder)
+
+
+def test_line_of_a_start_can_be_repeated_with_resume(tmp_path: Path) -> None:
+    line = ["--preset", "quick", "--lr", "5e-4"]
+    started = parse_atari_run(line)
+    folder = saved_run(tmp_path / "run", started)
+    assert parse_atari_run([*line, "--resume", str(folder)]) == replace(started, resume=folder)
+
+
+def test_resume_with_another_preset_is_refused(tmp_path: Path) -> None:
+    # The values would stay the saved ones, under the name of a preset that they are not.
+    folder = saved_run(tmp_path / "run", AtariRun(preset="quick"))
+    with pytest.raises(ValueError, match=r"started with --preset quick, got --preset pong\. Leave"):
+        parse_atari_run(["--preset", "pong", "--resume", str(folder)])
+
+
+def test_resume_of_a_run_with_other_fields_takes_those_that_are_known(tmp_path: Path) -> None:
+    settings = {"steps": 7, "a_field_of_yesterday": 1}  # results_dir and resume are missing
+    (tmp_path / "settings.json").write_text(json.dumps({"settings": settings}))
+    run = parse_atari_run(["--resume", str(tmp_path)])
+    assert run == AtariRun(steps=7, resume=tmp_path)
+
+
+def test_resume_of_a_folder_without_settings_says_what_to_pass(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"not the folder of a run: it holds no settings"):
+        parse_atari_run(["--resume", str(tmp_path)])
+
+
+@pytest.mark.parametrize("text", ["", '{"settings": {"ste', "{}", "[1]", '{"settings": 3}'])
+def test_resume_of_damaged_settings_names_the_file(tmp_path: Path, text: str) -> None:
+    (tmp_path / "settings.json").write_text(text)
+    with pytest.raises(ValueError, match=r"settings\.json is damaged .* Start a new run"):
+        parse_atari_run(["--resume", str(tmp_path)])
+
+
+def test_provenance_makes_a_result_traceable_and_goes_through_json(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+    import torch
+
+    words = ["experiments/atari.py", "--name", "two words"]
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(cli, "git_commit", lambda: "0123456789ab-dirty")
+    found = provenance(AtariRun(name="two words"))
+    assert json.loads(json.dumps(found)) == found
+    assert shlex.split(found["command"]) == ["python", *words]
+    assert found["commit"] == "0123456789ab-dirty"
+    assert found["settings"]["name"] == "two words"
+    assert found["settings"]["results_dir"] == "results/local"
+    assert set(found["settings"]) == set(AtariRun.__dataclass_fields__)
+    versions = found["versions"]
+    assert versions["ray"] == ray.__version__
+    assert versions["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert found["started"].endswith("+00:00")
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (subprocess.CompletedProcess([], 0, "0123456789ab-dirty\n"), "0123456789ab-dirty"),
+        (subprocess.CompletedProcess([], 128, "", "fatal: not a git repository"), None),
+        (subprocess.CompletedProcess([], 0, ""), None),
+        (FileNotFoundError("git"), None),
+        (subprocess.TimeoutExpired("git", 10), None),
+    ],
+)
+def test_commit_is_none_wherever_git_has_no_answer(
+    answer: subprocess.CompletedProcess | Exception,
+    expected: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(*args: object, **kwargs: object) -> subprocess.CompletedProcess:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert git_commit() == expected
+
+
+def test_writable_folder_is_made_and_left_empty(tmp_path: Path) -> None:
+    check_writable(tmp_path / "a" / "b")
+    check_writable(tmp_path / "a" / "b")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_folder_below_a_file_is_refused_and_nothing_is_left_behind(tmp_path: Path) -> None:
+    file = tmp_path / "results"
+    file.write_text("mine")
+    for folder in (file, file / "run"):
+        with pytest.raises(OSError, match=r"^Results cannot be written to .*--results-dir\.$"):
+            check_writable(folder)
+    assert file.read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_full_disk_is_refused_and_the_probe_is_taken_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = cli.tempfile.NamedTemporaryFile
+
+    def full(**kwargs: Any) -> Any:
+        probe = real(**kwargs)
+        monkeypatch.setattr(
+            probe, "write", lambda _: (_ for _ in ()).throw(OSError(28, "No space"))
+        )
+        return probe
+
+    monkeypatch.setattr(cli.tempfile, "NamedTemporaryFile", full)
+    with pytest.raises(OSError, match="No space"):
+        check_writable(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("steps must be 1 or more, got 0."), "error: steps must be 1 or more, got 0.\n"),
+        ("Pass --steps.", "error: Pass --steps.\n"),
+        (ConnectionError("no Ray\n  at 1.2.3.4:6379\n"), "error: no Ray at 1.2.3.4:6379\n"),
+        (MemoryError(), "error: MemoryError\n"),
+    ],
+)
+def test_refusal_is_one_line_on_stderr_and_exit_code_2(
+    error: Exception | str, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        refuse(error)
+    assert stop.value.code == 2
+    assert capsys.readouterr() == ("", line)
