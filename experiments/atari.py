@@ -23,6 +23,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import ray
 from ray import tune
 
+from rayssl.backbones.atari import make_trunk
 from rayssl.cli import check_writable, parse_atari_run, provenance, refuse
 from rayssl.envs.atari import game_title, rom_id
 from rayssl.metrics import TABLE_IV
@@ -78,6 +79,19 @@ def build_config(run: AtariRun) -> AuxDQNConfig:
         )
         .debugging(seed=run.seed)
     )  # fmt: skip
+
+
+def check_run(run: AtariRun, folder: Path) -> None:
+    """Raises ValueError for values that no config sees."""
+    least = {"steps": 1, "steps_per_report": 1, "checkpoint_every": 1, "num_workers": 0,
+             "num_learners": 0, "num_gpus": 0, "seed": 0, "learner_cpus": 1}  # fmt: skip
+    for name, smallest in least.items():
+        value = getattr(run, name)
+        if value is not None and value < smallest:
+            raise ValueError(f"--{name.replace('_', '-')} must be {smallest} or more, got {value}.")
+    if run.name is not None and Path(run.name).name != run.name:
+        raise ValueError(f"--name must be a plain folder name, got '{run.name}'. See --results-dir.")
+    make_trunk(run.network, size=run.frame_size)
 
 
 def place(config: AuxDQNConfig, run: AtariRun, local: bool) -> str | None:
@@ -160,14 +174,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     try:
         run = parse_atari_run(argv)
         name = run.name or f"{rom_id(run.game)}-{run.aux_task}-s{run.seed}"
-        folder = run.resume or run.results_dir / name
+        folder = run.resume.resolve() if run.resume else run.results_dir / name
+        check_run(run, folder)
         config = build_config(run)
         config.validate()
-        for number in ("steps", "steps_per_report", "checkpoint_every"):
-            if getattr(run, number) < 1:
-                raise ValueError(f"{number} must be 1 or more, got {getattr(run, number)}.")
-        if run.num_workers < 0 or run.num_learners < 0 or run.num_gpus < 0:
-            raise ValueError("num_workers, num_learners and num_gpus must be 0 or more.")
         resumed_at = 0
         if run.resume:
             checkpoint = newest_whole_checkpoint(folder)
@@ -200,8 +210,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         refuse(error)
     if message:
         print(message, flush=True)
-    saved = dataclasses.replace(run, resume=None)
-    (folder / "settings.json").write_text(json.dumps(provenance(saved), indent=1))
+    record_start(run, folder)
     print(
         f"{game_title(run.game)}, task {run.aux_task}, {run.steps:,} steps -> {folder}", flush=True
     )
@@ -211,13 +220,27 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     return finish(run, folder, result)
 
 
+def record_start(run: AtariRun, folder: Path) -> None:
+    """Writes settings, command, commit and versions; of a resumed run, every start is kept."""
+    path, new = folder / "settings.json", provenance(dataclasses.replace(run, resume=None))
+    starts = json.loads(path.read_text()).get("starts", []) if path.exists() else []
+    new["starts"] = [*starts, {key: new[key] for key in ("command", "commit", "started")}]
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(new, indent=1))
+    part.rename(path)
+
+
 def finish(run: AtariRun, folder: Path, result: Any) -> dict[str, Any]:
     """Prints the closing table, or the error and how to go on; returns the table's row."""
     if result.error is not None:
         print(f"error: {str(result.error).strip().splitlines()[-1]}", file=sys.stderr)
         print(f"full text: {result.path}/error.txt; go on with --resume {folder}", file=sys.stderr)
         raise SystemExit(1)
-    row = summarise(run, folder, newest_whole_checkpoint(folder))
+    try:
+        row = summarise(run, folder, newest_whole_checkpoint(folder))
+    except ValueError:  # a log without rows
+        print(f"stopped before the first report; start again with --resume {folder}")
+        raise SystemExit(UNFINISHED) from None
     if row["steps"] < run.steps:
         print(f"stopped at {row['steps']:,} of {run.steps:,} steps; go on with --resume {folder}")
         raise SystemExit(UNFINISHED)

@@ -81,6 +81,7 @@ class AuxDQNConfig(AlgorithmConfig):
         self.num_envs_per_env_runner = 8
         self.rollout_fragment_length = 8
         self.create_env_on_local_worker = False
+        self.validate_env_runners_after_construction = False  # train with those that are up
         self.max_requests_in_flight_per_env_runner = 2
         self.min_time_s_per_iteration = None
         self.min_sample_timesteps_per_iteration = 0

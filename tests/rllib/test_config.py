@@ -133,18 +133,20 @@ def test_pretraining_needs_a_number_of_updates() -> None:
 
 
 def test_replay_that_holds_less_than_learning_needs_is_refused() -> None:
-    config = training(replay_capacity_steps=4_999)  # learning_starts_steps is 5,000
+    def replay(capacity: int, starts: int) -> AuxDQNConfig:
+        config = training(replay_capacity_steps=capacity, learning_starts_steps=starts, n_step=3)
+        return config.env_runners(num_envs_per_env_runner=8)
+
     with pytest.raises(ValueError) as error:
-        config.validate()
+        replay(4_999, 5_000).validate()
     assert str(error.value) == (
         "replay_capacity_steps is 4999, but 8 games side by side need 64 and learning starts at "
         "5000 steps. Raise it, or lower the others."
     )
-    training(replay_capacity_steps=5_000).validate()
-    small = training(replay_capacity_steps=63, learning_starts_steps=0)  # 8 * (4 + 3 + 1) - 1
+    replay(5_000, 5_000).validate()
     with pytest.raises(ValueError, match="replay_capacity_steps is 63, but 8 games"):
-        small.validate()
-    small.env_runners(num_envs_per_env_runner=4).validate()
+        replay(63, 0).validate()  # 8 * (4 + 3 + 1) - 1
+    replay(64, 0).validate()
 
 
 def test_task_that_does_not_take_these_frames_is_refused_before_the_start() -> None:

@@ -27,7 +27,8 @@ torch.set_num_threads(1)
 
 
 def make_config(auxiliary: dict[str, Any] | None = None, **training: Any) -> AuxDQNConfig:
-    settings = {"compile_learner": False, "compute_dtype": "float32", "lr": 1e-3} | TARGET
+    settings: dict[str, Any] = {"network": "nature", "lr": 1e-3, "grad_clip": 10.0} | TARGET
+    settings |= {"compile_learner": False, "compute_dtype": "float32"}
     config = AuxDQNConfig().environment("pong", env_config={"frame_size": SIZE})
     config.auxiliary(**({"task": "permutation", "cosine_every": 0} | (auxiliary or {})))
     config.training(**(settings | training))
