@@ -1,4 +1,4 @@
-"""Trains a dueling double DQN on an Atari game, with a self-supervised task on its trunk or without.
+"""Trains a dueling double DQN on an Atari game, with or without a self-supervised task.
 
     python experiments/atari.py --preset quick
     python experiments/atari.py --num-workers 16 --game breakout --aux-task rotation
@@ -60,7 +60,7 @@ def build_config(run: AtariRun) -> AuxDQNConfig:
         .training(
             network=run.network, lr=run.lr, adam_epsilon=run.adam_epsilon, gamma=run.gamma,
             n_step=run.n_step, double_q=run.double_q, replay_ratio=run.replay_ratio,
-            train_batch_size_per_learner=run.batch_size,
+            train_batch_size_per_learner=run.batch_size // max(1, run.num_learners),
             replay_capacity_steps=run.replay_capacity, learning_starts_steps=run.learning_starts,
             target_update_freq=run.target_every, target_update_unit=run.target_unit,
             grad_clip=run.grad_clip, grad_clip_by=run.grad_clip_by,
@@ -90,7 +90,14 @@ def check_run(run: AtariRun, folder: Path) -> None:
         if value is not None and value < smallest:
             raise ValueError(f"--{name.replace('_', '-')} must be {smallest} or more, got {value}.")
     if run.name is not None and Path(run.name).name != run.name:
-        raise ValueError(f"--name must be a plain folder name, got '{run.name}'. See --results-dir.")
+        raise ValueError(
+            f"--name must be a plain folder name, got '{run.name}'. See --results-dir."
+        )
+    if run.num_learners > 1 and run.batch_size % run.num_learners:
+        raise ValueError(
+            f"--batch-size {run.batch_size} is not shared evenly by {run.num_learners} learners. "
+            "Choose a multiple."
+        )
     make_trunk(run.network, size=run.frame_size)
 
 

@@ -1,1 +1,1 @@
-"""Feature networks f, one file a family. Every backbone maps a batch of images to `[B, out_features]`."""
+"""Feature networks f, one file a family: a batch of images -> `[B, out_features]`."""

@@ -59,7 +59,7 @@ class AuxDQN(Algorithm):
         self._learn_from_steps = config.learning_starts_steps
         self._slots_before = 0  # slots done before `_learn_from_steps`
         self._slots = 0
-        self._counts = {"td_updates": 0, "aux_updates": 0}
+        self._counts = {"td_updates": 0, "aux_updates": 0, "compiled": 0}
         self._scores: deque[float] = deque(maxlen=WINDOW)
         self._lengths: deque[int] = deque(maxlen=WINDOW)
         self._life_scores: deque[float] = deque(maxlen=WINDOW)
@@ -82,7 +82,7 @@ class AuxDQN(Algorithm):
         """Samples `steps_per_iteration` agent steps and makes the updates that they are due."""
         self._stats.clear()
         self._seconds.clear()
-        self._iteration_start = time.perf_counter(), self._env_steps, sum(self._counts.values())
+        self._iteration_start = time.perf_counter(), self._env_steps, self._updates_made()
         # Checkpoints fall between iterations: a resumed runner starts with the same weights.
         self._push_weights()
         target = self._env_steps + self.config.steps_per_iteration
@@ -207,9 +207,12 @@ class AuxDQN(Algorithm):
         while due := self._updates_due(steps_in_flight):
             self._learn(min(due, MAX_UPDATES_A_CALL))
 
+    def _updates_made(self) -> int:
+        return self._counts["td_updates"] + self._counts["aux_updates"]
+
     def _updates_due(self, steps_in_flight: int = 0) -> int:
         steps = self._env_steps + steps_in_flight - self._learn_from_steps
-        if steps < 0 or self.replay.num_sampleable < self.config.train_batch_size_per_learner:
+        if steps < 0 or self.replay.num_sampleable < self.config.total_train_batch_size:
             return 0
         return int(steps * self.config.replay_ratio) + self._slots_before - self._slots
 
@@ -221,7 +224,7 @@ class AuxDQN(Algorithm):
             for _ in range(num_updates):
                 self._learn(1)
             return
-        size = self.config.train_batch_size_per_learner * num_updates
+        size = self.config.total_train_batch_size * num_updates
         with self._timed("replay"):
             batch = self.replay.sample(size, beta=self.config.beta_at(self._env_steps))
         with self._timed("learning"):
@@ -239,7 +242,7 @@ class AuxDQN(Algorithm):
             self._push_weights()
 
     def _push_weights(self) -> None:
-        """Hands the newest weights to the runners: in process at once, else with the next request."""
+        """Hands the newest weights to the runners: at once in process, else with a request."""
         with self._timed("weights"):
             self._updates_at_push = self._slots
             self._weights_version += 1
@@ -268,7 +271,7 @@ class AuxDQN(Algorithm):
             paper_code_score_mean_100=_mean(self._life_scores),
             paper_code_score_best=self._best_life_mean,
             env_steps_per_s=(self._env_steps - steps) / wall,
-            updates_per_s=(sum(self._counts.values()) - updates) / wall,
+            updates_per_s=(self._updates_made() - updates) / wall,
             replay_rows=len(self.replay),
             replay_fill=len(self.replay) / self.replay.capacity,
             replay_bytes=self.replay.nbytes,

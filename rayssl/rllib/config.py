@@ -189,6 +189,8 @@ class AuxDQNConfig(AlgorithmConfig):
         """
         super().training(**kwargs)
         if epsilon is not NotProvided:
+            if len(epsilon) != 3:
+                raise ValueError(f"epsilon must be (start, end, steps), got {epsilon!r}.")
             self.epsilon_start, self.epsilon_end, self.epsilon_steps = epsilon
         self._set(
             network=network,
@@ -343,14 +345,10 @@ class AuxDQNConfig(AlgorithmConfig):
                 f"schedule 'alternate' or 'pretrain', got task {self.aux_task or 'none'}, schedule "
                 f"'{self.aux_schedule}'. Use optimizers='shared'."
             )
-        if self.num_learners > 1 and self.train_batch_size_per_learner % self.num_learners:
-            raise ValueError(
-                f"A batch of {self.train_batch_size_per_learner} cannot be shared by "
-                f"{self.num_learners} learners evenly. Choose --batch-size a multiple of it."
-            )
         if task is not None:
             _check_task_takes_frames(task, settings)
-        need = self.num_lanes * (settings.stack + self.n_step + 1)
+        lanes, batch = self.num_lanes, self.total_train_batch_size
+        need = lanes * (settings.stack + self.n_step) + max(lanes, batch)
         if self.replay_capacity_steps < max(need, self.learning_starts_steps):
             raise ValueError(
                 f"replay_capacity_steps is {self.replay_capacity_steps}, but {self.num_lanes} "

@@ -66,8 +66,8 @@ class AuxDQNLearner(TorchLearner):
         self._td_updates = 0
         self._aux_updates = 0
         self._since_target_sync = 0
-        self._td_fn = _compiled(self._td_forward, config.compile_learner)
-        self._aux_fn = _compiled(self._aux_forward, config.compile_learner)
+        self._td_fn = _Compiled(self._td_forward, config.compile_learner)
+        self._aux_fn = _Compiled(self._aux_forward, config.compile_learner)
         self._trunk = list(self._net.backbone.parameters())
         if self.distributed:
             self._broadcast_parameters()
@@ -151,6 +151,7 @@ class AuxDQNLearner(TorchLearner):
                 "td_updates": self._td_updates,
                 "aux_updates": self._aux_updates,
                 "slots": self._slot,
+                "compiled": int(self._td_fn.compiled and self._aux_fn.compiled),
             },
         }
 
@@ -387,29 +388,28 @@ def _average_gradients(params: list[nn.Parameter]) -> None:
         grad.copy_(part.view_as(grad))
 
 
-def _compiled(function: Callable[..., Any], compile_it: bool) -> Callable[..., Any]:
-    """The compiled function; where no compiler works, the function itself after one warning."""
-    if not compile_it:
-        return function
-    chosen: Callable[..., Any] = torch.compile(function, dynamic=False)
-    proven = False
+class _Compiled:
+    """A function that runs compiled; where no compiler works, as it is, after one warning."""
 
-    def call(*args: Any) -> Any:
-        nonlocal chosen, proven
-        if proven:
-            return chosen(*args)
+    def __init__(self, function: Callable[..., Any], compile_it: bool) -> None:
+        self._plain = function
+        self._call = torch.compile(function, dynamic=False) if compile_it else function
+        self._proven = not compile_it
+        self.compiled = compile_it
+
+    def __call__(self, *args: Any) -> Any:
+        if self._proven:
+            return self._call(*args)
         try:
-            result = chosen(*args)
+            result = self._call(*args)
         except Exception as error:  # torch raises many kinds: no compiler, no headers, a bug
             logger.warning(
-                "torch.compile failed (%s: %s); updates run uncompiled, at about 2/3 of the speed. "
+                "torch.compile failed (%s: %s); updates run uncompiled and slower. "
                 "Install a C++ compiler, or pass --no-compile to silence this.",
                 type(error).__name__,
                 str(error).splitlines()[0] if str(error) else "",
             )
-            chosen = function
-            result = function(*args)
-        proven = True
+            self._call, self.compiled = self._plain, False
+            result = self._plain(*args)
+        self._proven = True
         return result
-
-    return call

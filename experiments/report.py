@@ -1,0 +1,80 @@
+"""Compares training runs: one table (markdown) and one figure of their curves (PNG).
+
+    python experiments/report.py results/local/pong-none-s0 results/local/pong-permutation-s0
+
+Figure 10 of the paper. Every number is read from the runs' own logs and settings.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import tyro
+
+from rayssl.cli import check_writable, refuse
+from rayssl.report import markdown_table, plot_learning_curves, read_run
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Compares training runs: one table and one figure."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of runs, as experiments/atari.py printed them."""
+    out: Path = Path("results/local/report")
+    """Folder for report.md and curves.png."""
+    above: float = -5.0
+    """Score whose first crossing is reported, in agent steps."""
+
+
+def run_row(folder: Path, rows: pd.DataFrame, above: float) -> dict[str, Any]:
+    """Returns one run's row of the table."""
+    saved = json.loads((folder / "settings.json").read_text())
+    settings, last = saved["settings"], rows.iloc[-1]
+    crossed = rows[rows["score_mean_100"] > above]
+    best = rows["score_mean_100"].max()
+    return {
+        "game": settings["game"],
+        "task": settings["aux_task"],
+        "seed": settings["seed"],
+        "steps": int(last["env_steps"]),
+        "TD / aux updates": f"{int(last['td_updates']):,} / {int(last['aux_updates']):,}",
+        "last score": last["score_mean_100"],
+        "best score": best,
+        f"first above {above:g}": int(crossed["env_steps"].iloc[0]) if len(crossed) else None,
+        "aux accuracy": last.get("aux_accuracy"),
+        "minutes": last["wall_s"] / 60,
+        "commit": ", ".join(dict.fromkeys(str(start["commit"]) for start in saved["starts"]))
+        if "starts" in saved
+        else saved["commit"],
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Writes the report and returns the table's rows."""
+    settings = tyro.cli(Settings, args=argv)
+    try:
+        if not settings.runs:
+            raise ValueError("No runs given. Pass the folders of one or more runs.")
+        runs = {folder: read_run(folder) for folder in settings.runs}
+        table = [run_row(folder, rows, settings.above) for folder, rows in runs.items()]
+        check_writable(settings.out)
+    except (ValueError, OSError) as error:
+        refuse(error)
+    named = {folder.name: rows for folder, rows in runs.items()}
+    curves = plot_learning_curves(named, settings.out / "curves.png")
+    text = (
+        "Scores are means of the last 100 whole training games, unclipped, exploration on.\n\n"
+        + markdown_table(table)
+        + f"\n\n![curves]({curves.name})\n"
+    )
+    (settings.out / "report.md").write_text(text)
+    print(text + f"\n{settings.out / 'report.md'}")
+    return table
+
+
+if __name__ == "__main__":
+    main()
