@@ -11,7 +11,6 @@ import dataclasses
 import json
 import logging
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +39,7 @@ from rayssl.rllib.resources import (
     total_cpus,
 )
 from rayssl.rllib.run_log import LiveLine, RunLog
+from rayssl.rllib.stopping import StopAtSteps, stop_on_signals
 from rayssl.tasks import make_task
 
 logging.getLogger("ray.rllib").setLevel(logging.ERROR)  # a page about API stacks at every start
@@ -125,6 +125,7 @@ def place(config: AuxDQNConfig, run: AtariRun, local: bool) -> str | None:
 def train(run: AtariRun, folder: Path, config: AuxDQNConfig, resumed_at: int) -> Any:
     """Runs the training as one Tune trial and returns Tune's result."""
     every = max(1, round(run.checkpoint_every / run.steps_per_report))
+    stop_on_signals()
     tuner = tune.Tuner(
         AuxDQN,
         param_space=config,
@@ -134,7 +135,7 @@ def train(run: AtariRun, folder: Path, config: AuxDQNConfig, resumed_at: int) ->
         run_config=tune.RunConfig(
             name=folder.name,
             storage_path=str(folder.parent.resolve()),
-            stop={"env_steps": run.steps},
+            stop=StopAtSteps(run.steps),
             checkpoint_config=tune.CheckpointConfig(
                 checkpoint_frequency=every, checkpoint_at_end=True, num_to_keep=2
             ),
@@ -143,9 +144,6 @@ def train(run: AtariRun, folder: Path, config: AuxDQNConfig, resumed_at: int) ->
             verbose=0,
         ),
     )
-    signal.signal(
-        signal.SIGTERM, signal.getsignal(signal.SIGINT)
-    )  # stop cleanly, with a checkpoint
     return tuner.fit()[0]
 
 

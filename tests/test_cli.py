@@ -43,7 +43,7 @@ def test_word_that_repeats_a_default_overrides_the_preset_too() -> None:
 
 def test_preset_is_found_in_both_spellings() -> None:
     assert parse_atari_run(["--preset=quick"]) == parse_atari_run(["--preset", "quick"])
-    assert parse_atari_run(["--preset=quick"]).steps == 24_000
+    assert parse_atari_run(["--preset=quick"]).steps == 30_000
 
 
 def test_last_of_two_presets_counts_for_name_and_values() -> None:

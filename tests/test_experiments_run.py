@@ -138,3 +138,29 @@ def test_trained_checkpoint_is_evaluated_and_reported(
     (row,) = report.main([str(folder), "--out", str(tmp_path / "report")])
     assert row["task"] == "permutation"
     assert (tmp_path / "report" / "curves.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_run_with_a_checkpoint_of_its_last_report(
+    resumed_run: tuple[Path, int, str],
+) -> None:
+    folder = resumed_run[0]
+    before = len((folder / "progress.csv").read_text().splitlines())
+    process = start(folder / "log", "atari.py", "--resume", str(folder), "--steps", "10000000")
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if len((folder / "progress.csv").read_text().splitlines()) > before:
+            break
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    try:
+        code = process.wait(timeout=90)
+    finally:
+        if process.poll() is None:
+            kill(process)
+    assert code == 75, (folder / "log").read_text()
+    checkpoint = newest_whole_checkpoint(folder)
+    assert checkpoint is not None
+    steps = json.loads((checkpoint / MODEL_SETTINGS).read_text())["env_steps"]
+    with (folder / "progress.csv").open() as handle:
+        assert steps == max(int(row["env_steps"]) for row in csv.DictReader(handle))
