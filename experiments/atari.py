@@ -208,8 +208,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         ensure_auth_token()
         started_here = not ray.is_initialized()
         if started_here:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR",
-                     **({"include_dashboard": False} if local else {}))  # fmt: skip
+            start_ray(address)
         message = place(config, run, local)
     except (ValueError, OSError, MemoryError, ConnectionError) as error:
         refuse(error)
@@ -223,6 +222,24 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if started_here:
         ray.shutdown()
     return finish(run, folder, result)
+
+
+def start_ray(address: str) -> None:
+    """Starts or joins Ray. Raises ConnectionError with what to do if it does not come up."""
+    local = {"include_dashboard": False} if address == "local" else {}
+    for attempt in (1, 2):
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR", **local)
+            return
+        except (
+            Exception
+        ) as error:  # Ray raises bare Exception where a busy machine starts it slowly
+            ray.shutdown()
+            if attempt == 2 or address != "local":
+                raise ConnectionError(
+                    f"Ray did not start at '{address}': {str(error).splitlines()[0]} Check the "
+                    "address, that the cluster is up, and its token (RAY_AUTH_TOKEN_PATH)."
+                ) from error
 
 
 def record_start(run: AtariRun, folder: Path) -> None:

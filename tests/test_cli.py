@@ -81,7 +81,7 @@ def test_help_shows_the_presets_values_as_defaults(capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit) as stop:
         parse_atari_run(["--preset", "quick", "--help"])
     assert stop.value.code in (0, None)
-    assert "(default: 24000)" in " ".join(capsys.readouterr().out.split())
+    assert "(default: 30000)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_resume_takes_saved_settings_and_keeps_overrides(tmp_path: Path) -> None:

@@ -147,10 +147,11 @@ def test_sigterm_ends_a_run_with_a_checkpoint_of_its_last_report(
     folder = resumed_run[0]
     before = len((folder / "progress.csv").read_text().splitlines())
     process = start(folder / "log", "atari.py", "--resume", str(folder), "--steps", "10000000")
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if len((folder / "progress.csv").read_text().splitlines()) > before:
-            break
+    deadline = time.monotonic() + 240
+    while len((folder / "progress.csv").read_text().splitlines()) <= before:
+        if time.monotonic() > deadline or process.poll() is not None:
+            kill(process)
+            pytest.fail(f"no report after the resume:\n{(folder / 'log').read_text()}")
         time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
     try:

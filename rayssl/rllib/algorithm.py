@@ -59,7 +59,8 @@ class AuxDQN(Algorithm):
         self._learn_from_steps = config.learning_starts_steps
         self._slots_before = 0  # slots done before `_learn_from_steps`
         self._slots = 0
-        self._counts = {"td_updates": 0, "aux_updates": 0, "compiled": 0}
+        self._counts = {"td_updates": 0, "aux_updates": 0}
+        self._compiled: bool | None = None
         self._scores: deque[float] = deque(maxlen=WINDOW)
         self._lengths: deque[int] = deque(maxlen=WINDOW)
         self._life_scores: deque[float] = deque(maxlen=WINDOW)
@@ -231,6 +232,7 @@ class AuxDQN(Algorithm):
             results = self.learner_group.update(batch=_to_rllib(batch), num_updates=num_updates)
         self._slots += num_updates
         self._counts = {k: results[0]["counts"][k] for k in self._counts}
+        self._compiled = results[0]["compiled"]
         if self.config.prioritized:
             with self._timed("replay"):
                 td_errors = np.concatenate([r["td_errors"] for r in results])
@@ -276,6 +278,7 @@ class AuxDQN(Algorithm):
             replay_fill=len(self.replay) / self.replay.capacity,
             replay_bytes=self.replay.nbytes,
             **self._counts,
+            **({} if self._compiled is None else {"compiled": int(self._compiled)}),
         )
         busy = sum(self._seconds.values())
         results.update({f"time_{k}": v / wall for k, v in self._seconds.items()})

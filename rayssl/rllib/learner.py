@@ -114,7 +114,7 @@ class AuxDQNLearner(TorchLearner):
             discounts and weights (float32 `[.]`). Or the same inside `training_data`.
         Returns:
           {"td_errors": float32 `[num_updates * B]` (0 in aux-only slots), "stats": {name: (sum,
-          count)}, "counts": lifetime counters}.
+          count)}, "counts": lifetime counters, "compiled": whether the losses run compiled}.
         Raises:
           ValueError: if the rows cannot be shared by the slots evenly.
           FloatingPointError: if a loss is not finite; the weights are then of no use.
@@ -151,8 +151,8 @@ class AuxDQNLearner(TorchLearner):
                 "td_updates": self._td_updates,
                 "aux_updates": self._aux_updates,
                 "slots": self._slot,
-                "compiled": int(self._td_fn.compiled and self._aux_fn.compiled),
             },
+            "compiled": self._td_fn.compiled and self._aux_fn.compiled,
         }
 
     def compute_loss_for_module(

@@ -140,13 +140,13 @@ def test_replay_that_holds_less_than_learning_needs_is_refused() -> None:
     with pytest.raises(ValueError) as error:
         replay(4_999, 5_000).validate()
     assert str(error.value) == (
-        "replay_capacity_steps is 4999, but 8 games side by side need 64 and learning starts at "
+        "replay_capacity_steps is 4999, but 8 games side by side need 88 and learning starts at "
         "5000 steps. Raise it, or lower the others."
     )
     replay(5_000, 5_000).validate()
-    with pytest.raises(ValueError, match="replay_capacity_steps is 63, but 8 games"):
-        replay(63, 0).validate()  # 8 * (4 + 3 + 1) - 1
-    replay(64, 0).validate()
+    with pytest.raises(ValueError, match="replay_capacity_steps is 87, but 8 games"):
+        replay(87, 0).validate()  # 8 * (4 + 3) + a batch of 32 - 1
+    replay(88, 0).validate()
 
 
 def test_task_that_does_not_take_these_frames_is_refused_before_the_start() -> None:
