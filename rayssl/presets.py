@@ -169,12 +169,12 @@ PRESETS: dict[str, dict[str, Setting]] = {
         "epsilon_steps": Setting(100_000, _CODE),
     },
     "quick": {
-        "steps": Setting(30_000, "ours: under 5 minutes of training on 2 cores"),
+        "steps": Setting(20_000, "ours: under 5 minutes of training on 2 cores"),
         "learning_starts": Setting(2_000, "ours: see the aux accuracy rise early"),
         "epsilon_steps": Setting(15_000, "ours, for the short run"),
-        "replay_capacity": Setting(30_000, "ours: as long as the run"),
-        "checkpoint_every": Setting(15_000, "ours: one half-way, one at the end"),
-        "steps_per_report": Setting(1_000, "ours: 30 points in the curve"),
+        "replay_capacity": Setting(20_000, "ours: as long as the run"),
+        "checkpoint_every": Setting(10_000, "ours: one half-way, one at the end"),
+        "steps_per_report": Setting(1_000, "ours: 20 points in the curve"),
     },
     # Complete, so that no later change of a default can move it.
     "paper-code": {

@@ -43,7 +43,7 @@ def test_word_that_repeats_a_default_overrides_the_preset_too() -> None:
 
 def test_preset_is_found_in_both_spellings() -> None:
     assert parse_atari_run(["--preset=quick"]) == parse_atari_run(["--preset", "quick"])
-    assert parse_atari_run(["--preset=quick"]).steps == 30_000
+    assert parse_atari_run(["--preset=quick"]).steps == 20_000
 
 
 def test_last_of_two_presets_counts_for_name_and_values() -> None:
@@ -81,7 +81,7 @@ def test_help_shows_the_presets_values_as_defaults(capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit) as stop:
         parse_atari_run(["--preset", "quick", "--help"])
     assert stop.value.code in (0, None)
-    assert "(default: 30000)" in " ".join(capsys.readouterr().out.split())
+    assert "(default: 20000)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_resume_takes_saved_settings_and_keeps_overrides(tmp_path: Path) -> None:

@@ -114,8 +114,8 @@ def test_pong_preset_has_the_values_that_its_sources_give() -> None:
 
 def test_quick_and_breakout_presets_change_what_they_say_and_nothing_else() -> None:
     assert preset_values("quick") == {
-        "preset": "quick", "steps": 30_000, "learning_starts": 2_000, "epsilon_steps": 15_000,
-        "replay_capacity": 30_000, "checkpoint_every": 15_000, "steps_per_report": 1_000,
+        "preset": "quick", "steps": 20_000, "learning_starts": 2_000, "epsilon_steps": 15_000,
+        "replay_capacity": 20_000, "checkpoint_every": 10_000, "steps_per_report": 1_000,
     }  # fmt: skip
     assert preset_values("breakout") == {
         "preset": "breakout", "game": "breakout", "steps": 1_000_000, "epsilon_steps": 100_000,
