@@ -115,9 +115,7 @@ class AuxDQN(Algorithm):
     def _train_with_runners(self, target: int) -> None:
         """Keeps requests in flight, adds what is ready, and learns what is due."""
         last_news = time.monotonic()
-        # Until the updates of `target` steps are made, not of all that arrive meanwhile: where the
-        # learner is the slower side there is always more.
-        while self._env_steps < target or self._updates_due(target - self._env_steps):
+        while self._env_steps < target or self._updates_due():
             with self._timed("sampling"):
                 rollouts = self._fetch_and_request()
             for rollout in rollouts:

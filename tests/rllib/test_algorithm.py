@@ -63,13 +63,6 @@ def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None
     assert not different
 
 
-def assert_ratio_holds(algo: AuxDQN, result: dict) -> None:
-    """Updates follow the steps; they lag by two rounds of requests at most."""
-    due = int((result["env_steps"] - 64) * 0.25)
-    rounds = 2 * 2 * algo._fragment_steps * algo.config.num_env_runners
-    assert due - rounds * 0.25 <= result["td_updates"] <= due
-
-
 @pytest.mark.parametrize("prioritized", [False, True])
 def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(build, tmp_path, prioritized):
     config = make_config().training(prioritized=prioritized)
@@ -116,7 +109,7 @@ def test_arms_make_the_same_number_of_td_updates_per_step(build):
 def test_replay_ratio_holds_with_runners(build):
     algo = build(make_config(runners=2))
     result = [algo.train() for _ in range(3)][-1]
-    assert_ratio_holds(algo, result)
+    assert result["td_updates"] == int((result["env_steps"] - 64) * 0.25)
     assert result["env_steps"] == int(algo.replay._added.sum()), "every step is in the replay"
 
 
@@ -134,7 +127,7 @@ def test_killed_runner_is_replaced_and_the_run_goes_on(build):
         result = algo.train()
     assert result["runner_restarts"] >= 1
     assert result["healthy_runners"] == 2
-    assert_ratio_holds(algo, result)
+    assert result["td_updates"] == int((result["env_steps"] - 64) * 0.25)
     assert result["env_steps"] == int(algo.replay._added.sum())
     new = group.foreach_env_runner(lambda runner: os.getpid(), local_env_runner=False)
     assert pids[0] not in new
