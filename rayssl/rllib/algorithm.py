@@ -38,8 +38,8 @@ from rayssl.rllib.env_runner import Rollout
 from rayssl.rllib.learner import DISCOUNTS, WEIGHTS
 
 logger = logging.getLogger(__name__)
-SAMPLE = "sample"  # tag of the requests in flight
-PROBE_EVERY_S = 5.0  # between two looks at lost runners; RLlib looks before every training step
+SAMPLE, PING = "sample", "ping"  # tags of the requests in flight
+PING_EVERY_S = 1.0  # between two pings to lost runners
 NO_RUNNER_LIMIT_S = 600.0  # a run whose runners are all lost for so long ends with an error
 MAX_UPDATES_A_CALL = 8
 WINDOW = 100  # games, section V-C: "Mean Score in 100 episodes"
@@ -70,7 +70,7 @@ class AuxDQN(Algorithm):
         self._updates_at_push = -1
         self._weights_version = 0
         self._weights_ref: Any = None
-        self._last_probe = 0.0
+        self._last_ping = 0.0
         self._stats: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
         self._seconds: dict[str, float] = defaultdict(float)
         self.replay = self._make_replay(config)
@@ -115,7 +115,10 @@ class AuxDQN(Algorithm):
     def _train_with_runners(self, target: int) -> None:
         """Keeps requests in flight, adds what is ready, and learns what is due."""
         last_news = time.monotonic()
-        while self._env_steps < target or self._updates_due():
+        # Until the updates of `target` steps are made, not of all that arrive meanwhile: where the
+        # learner is the slower side there is always more.
+        while self._env_steps < target or self._updates_due(target - self._env_steps) > 0:
+            self.restore_env_runners(self.env_runner_group)
             with self._timed("sampling"):
                 rollouts = self._fetch_and_request()
             for rollout in rollouts:
@@ -160,10 +163,9 @@ class AuxDQN(Algorithm):
         return self.config.rollout_fragment_length * self.config.num_envs_per_env_runner
 
     def _wait_for_runners(self, last_news: float) -> None:
-        """Sleeps a little; looks after lost runners; gives up when none came back for long."""
+        """Sleeps a little; gives up when no runner sent anything for long."""
         with self._timed("waiting"):
             time.sleep(0.001)
-        self.restore_env_runners(self.env_runner_group)
         if time.monotonic() - last_news > NO_RUNNER_LIMIT_S:
             raise RuntimeError(
                 f"No env runner sent anything for {NO_RUNNER_LIMIT_S:.0f} s "
@@ -173,17 +175,26 @@ class AuxDQN(Algorithm):
             )
 
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
-        """Returns the runners that came back; looks at most every PROBE_EVERY_S seconds.
+        """Returns the runners that came back since the last call; never waits for one.
 
-        RLlib probes before every training step and waits for each lost runner; a node that does
-        not come back would stall the run. A runner that comes back gets weights with its next
-        sample request, as all do.
+        RLlib's own blocks until each lost runner answers or a time-out passes, before every
+        training step: a node that does not come back would stall the run. Here lost runners are
+        pinged, and those that answered are taken back. They get weights with their next sample
+        request, as all do.
         """
-        if time.monotonic() - self._last_probe < PROBE_EVERY_S:
+        manager = env_runner_group._worker_manager
+        lost = set(manager.actor_ids()) - set(manager.healthy_actor_ids())
+        if not lost:
             return []
-        restored = env_runner_group.probe_unhealthy_env_runners()
-        self._last_probe = time.monotonic()
-        return list(restored or [])
+        manager.fetch_ready_async_reqs(tags=PING, timeout_seconds=0.0, mark_healthy=True)
+        back = sorted(lost & set(manager.healthy_actor_ids()))
+        silent = sorted(lost.difference(back))
+        if silent and time.monotonic() - self._last_ping >= PING_EVERY_S:
+            self._last_ping = time.monotonic()
+            manager.foreach_actor_async(
+                "ping", tag=PING, remote_actor_ids=silent, healthy_only=False
+            )
+        return back
 
     def _take(self, rollout: Rollout) -> None:
         """Adds a rollout to replay, counters and scores."""

@@ -88,7 +88,6 @@ class AuxDQNConfig(AlgorithmConfig):
         self._dont_auto_sync_env_runner_states = True  # weights travel with sample requests
         self.restart_failed_env_runners = True
         self.delay_between_env_runner_restarts_s = 1.0  # RLlib: 60
-        self.env_runner_health_probe_timeout_s = 2.0  # RLlib: 30, before every training step
         self.env_runner_restore_timeout_s = 30.0
         self.num_cpus_for_main_process = 1
 
