@@ -1,6 +1,7 @@
 """Result folders -> tables (markdown) and figures (PNG)."""
 
 import io
+import json
 import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -32,6 +33,23 @@ def read_run(folder: str | Path) -> pd.DataFrame:
         raise ValueError(f"{path} holds no row yet: wait for the run's first report.")
     rows = pd.read_csv(io.StringIO(whole)).drop_duplicates("env_steps", keep="last")
     return rows.sort_values("env_steps", ignore_index=True)
+
+
+def read_epochs(folder: str | Path) -> list[dict[str, Any]]:
+    """Returns the epochs of every trial of a classification experiment, from its epochs.jsonl.
+
+    Sorted by trial and epoch; of an epoch that was run twice the last one counts. Lines that a kill
+    cut short are left out; a folder without the file has no epochs.
+    """
+    path = Path(folder) / "epochs.jsonl"
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            row = json.loads(line)
+            found[row["trial"], row["epoch"]] = row
+        except (ValueError, KeyError, TypeError):
+            continue
+    return [found[key] for key in sorted(found)]
 
 
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:

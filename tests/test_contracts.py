@@ -27,6 +27,9 @@ class Flip:
     def __call__(self, x, *, generator):
         raise NotImplementedError
 
+    def every_class(self, x):
+        raise NotImplementedError
+
     def usable(self, x):
         raise NotImplementedError
 """
@@ -73,6 +76,23 @@ def test_task_keeps_shape_and_dtype_and_labels_are_int64_in_range(
     assert (x_hat.shape, x_hat.dtype, x_hat.device) == (x.shape, dtype, x.device)
     assert (y_hat.shape, y_hat.dtype, y_hat.device) == ((batch,), torch.int64, x.device)
     assert all(0 <= label < task.num_classes for label in y_hat.tolist())
+
+
+@EVERY_TASK
+def test_every_class_gives_each_sample_once_under_each_label_as_a_draw_would(
+    name: str, generator: torch.Generator
+) -> None:
+    task = make_task(name)
+    x = stacks(3, generator)
+    x_hat, y_hat = task.every_class(x)
+    assert y_hat.tolist() == [k for k in range(task.num_classes) for _ in range(3)]
+    assert (x_hat.shape[1:], x_hat.dtype) == (x.shape[1:], x.dtype)
+    drawn, labels = task(x.repeat(200, 1, 1, 1), generator=generator)
+    for i, label in enumerate(y_hat.tolist()):
+        of_sample, of_label = drawn[i % 3 :: 3], labels[i % 3 :: 3] == label
+        same = (of_sample == x_hat[i]).flatten(1).all(1)
+        assert same.any(), "some draw gives this very x_hat"
+        assert not (same & ~of_label).any(), "and no draw gives it under another label"
 
 
 @EVERY_TASK

@@ -4,13 +4,16 @@ Ray does not say no: more env runners than CPUs wait for ever, with no message. 
 packed here first, node by node, because what fits the sum of all CPUs need not fit the single nodes
 (2 nodes with 2 CPUs each have no room for 16 runners of 0.1875 CPU beside the algorithm's own CPU).
 
-Only `free_resources` and `total_cpus` talk to Ray, and only they import it.
+Only `check_cluster`, `free_resources` and `total_cpus` talk to Ray; only the last two import it.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
+import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -222,6 +225,55 @@ def total_cpus() -> float:
 
     _require_ray(ray.is_initialized())
     return float(sum(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]))
+
+
+def check_cluster(address: str, timeout_s: float = 20.0) -> None:
+    """Raises unless a Ray cluster answers at the address and takes this process's token.
+
+    `ray.init` would wait for more than two minutes at a dead port, and write a warning a second
+    while a token is wrong.
+
+    Args:
+      address: HOST:PORT of the cluster's head.
+      timeout_s: seconds after which no answer of Ray is taken for none; it takes about one.
+    Raises:
+      ConnectionError: with the reason and what to do.
+    """
+    wrong = _not_reached(address) or _not_healthy(address, timeout_s)
+    if wrong:
+        raise ConnectionError(
+            f"Expected a Ray cluster at '{address}', got: {wrong.rstrip('.')}. Check the address "
+            "(HOST:PORT), that the cluster is up, and that both sides have the same token "
+            "(RAY_AUTH_TOKEN_PATH)."
+        )
+
+
+def _not_reached(address: str) -> str | None:
+    """Returns why nothing listens at HOST:PORT, or None if something does."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():
+        return "no port"
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except (OSError, OverflowError) as error:  # OverflowError: port 99999
+        return str(error)
+    return None
+
+
+def _not_healthy(address: str, timeout_s: float) -> str | None:
+    """Returns what Ray's own health check says against the cluster, or None if it is well.
+
+    In a process of its own: nothing but its end stops one that waits.
+    """
+    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        return f"no answer of Ray within {timeout_s:g} s"
+    if answer.returncode == 0:
+        return None
+    lines = answer.stderr.strip().splitlines() or [f"exit code {answer.returncode}"]
+    return lines[-1].partition(". Ensure")[0]  # the rest names our own advice, at length
 
 
 def _require_ray(connected: bool) -> None:

@@ -48,6 +48,18 @@ class PretextTask(Protocol):
             not x's.
         """
 
+    def every_class(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns each sample once under every label, without a draw.
+
+        Where a label stands for several transforms, its first one is applied.
+
+        Args:
+          x: `[B, C, H, W]`, as `__call__` takes it.
+        Returns:
+          x_hat, `[num_classes * B, C, H, W]`: all samples under label 0, then under 1, ...;
+          y_hat, int64 `[num_classes * B]`.
+        """
+
     def usable(self, x: Tensor) -> Tensor:
         """Returns which samples carry a label: bool `[B]` on x's device.
 

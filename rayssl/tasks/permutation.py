@@ -85,6 +85,13 @@ class Permutation:
         orders = _source_table(self.sources, x.device).index_select(0, drawn)
         return reorder(x, orders), drawn // 2
 
+    def every_class(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns each stack in the first order of every class: `[K * B, 4, H, W]`, and labels."""
+        _check_four_frames(x)
+        labels = torch.arange(self.num_classes, device=x.device).repeat_interleave(len(x))
+        orders = _source_table(self.sources, x.device).index_select(0, 2 * labels)
+        return reorder(x.repeat(self.num_classes, 1, 1, 1), orders), labels
+
     def usable(self, x: Tensor) -> Tensor:
         """Returns which samples tell their order: bool `[B]`.
 

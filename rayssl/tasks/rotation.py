@@ -38,6 +38,15 @@ class Rotation:
         quarter_turns = draw_per_sample(x, self.num_classes, generator=generator)
         return rotate(x, quarter_turns), quarter_turns
 
+    def every_class(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns all four rotations of each image: `[4 * B, C, H, W]`, and their labels.
+
+        Source: Gidaris et al. 2018, section 3; the authors' classification code does the same.
+        """
+        _check_square(x)
+        labels = torch.arange(self.num_classes, device=x.device).repeat_interleave(len(x))
+        return torch.cat([x.rot90(k, (2, 3)) for k in range(self.num_classes)]), labels
+
     def usable(self, x: Tensor) -> Tensor:
         """Returns which samples tell their rotation: bool `[B]`.
 
