@@ -18,27 +18,30 @@ from typing import Any
 
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # RunLog writes the logs
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # else Ray leaves the token out; read on import
 
 import ray
 from ray import tune
 
 from rayssl.backbones.atari import make_trunk
-from rayssl.cli import check_writable, parse_atari_run, provenance, refuse
+from rayssl.cli import check_writable, parse_atari_run, provenance, refuse, remove_empty
 from rayssl.envs.atari import game_title, rom_id
 from rayssl.metrics import TABLE_IV
 from rayssl.presets import AtariRun
+from rayssl.replay import check_memory
 from rayssl.report import markdown_table, plot_learning_curves, read_run
 from rayssl.rllib.algorithm import AuxDQN
-from rayssl.rllib.checkpoint import MODEL_SETTINGS, newest_whole_checkpoint
+from rayssl.rllib.checkpoint import MANIFEST, MODEL_SETTINGS, damage, newest_whole_checkpoint
 from rayssl.rllib.config import AuxDQNConfig
 from rayssl.rllib.resources import (
     check_runner_memory,
-    ensure_auth_token,
     fit_runner_cpus,
     free_resources,
     total_cpus,
 )
 from rayssl.rllib.run_log import LiveLine, RunLog
+from rayssl.rllib.start import ray_address, record_start, start_ray
 from rayssl.rllib.stopping import StopAtSteps, stop_on_signals
 from rayssl.tasks import make_task
 
@@ -67,7 +70,8 @@ def build_config(run: AtariRun) -> AuxDQNConfig:
             epsilon=(1.0, run.epsilon_end, run.epsilon_steps), prioritized=run.prioritized,
             priority_beta_steps=run.steps, clip_rewards=run.clip_rewards,
             cut_on_life_loss=run.cut_on_life_loss, compute_dtype=run.compute_dtype,
-            compile_learner=run.compile, steps_per_iteration=run.steps_per_report,
+            compile_learner=run.compile,
+            steps_per_iteration=min(run.steps_per_report, run.steps),  # a report ends the run
             save_replay=run.save_replay,
         )
         .env_runners(
@@ -84,12 +88,13 @@ def build_config(run: AtariRun) -> AuxDQNConfig:
 def check_run(run: AtariRun, folder: Path) -> None:
     """Raises ValueError for values that no config sees."""
     least = {"steps": 1, "steps_per_report": 1, "checkpoint_every": 1, "num_workers": 0,
-             "num_learners": 0, "num_gpus": 0, "seed": 0, "learner_cpus": 1}  # fmt: skip
+             "envs_per_worker": 1, "num_learners": 0, "num_gpus": 0, "seed": 0,
+             "learner_cpus": 1}  # fmt: skip
     for name, smallest in least.items():
         value = getattr(run, name)
         if value is not None and value < smallest:
             raise ValueError(f"--{name.replace('_', '-')} must be {smallest} or more, got {value}.")
-    if run.name is not None and Path(run.name).name != run.name:
+    if run.name is not None and (Path(run.name).name != run.name or run.name == ".."):
         raise ValueError(
             f"--name must be a plain folder name, got '{run.name}'. See --results-dir."
         )
@@ -98,7 +103,26 @@ def check_run(run: AtariRun, folder: Path) -> None:
             f"--batch-size {run.batch_size} is not shared evenly by {run.num_learners} learners. "
             "Choose a multiple."
         )
-    make_trunk(run.network, size=run.frame_size)
+
+
+def go_on(run: AtariRun, folder: Path, config: AuxDQNConfig) -> int:
+    """Lets the config start from the newest whole checkpoint; returns its agent steps, or 0."""
+    checkpoint = newest_whole_checkpoint(folder)
+    if checkpoint is None:
+        # One without a manifest was never whole: the run was killed while it wrote its first.
+        for manifest in sorted(folder.rglob(MANIFEST)):
+            raise ValueError(
+                f"{manifest.parent} cannot be used: {damage(manifest.parent)}. {folder} has no "
+                "other checkpoint to go on from: start a new run with --name."
+            )
+        print(f"{folder} has no whole checkpoint: starting over", flush=True)
+        return 0
+    steps = int(json.loads((checkpoint / MODEL_SETTINGS).read_text())["env_steps"])
+    if steps >= run.steps:
+        raise ValueError(f"{folder} has {steps} steps already. Pass --steps above that to go on.")
+    config.training(restore_from=str(checkpoint.resolve()))
+    print(f"resuming {folder} at {steps:,} steps from {checkpoint.name}", flush=True)
+    return steps
 
 
 def place(config: AuxDQNConfig, run: AtariRun, local: bool) -> str | None:
@@ -119,12 +143,13 @@ def place(config: AuxDQNConfig, run: AtariRun, local: bool) -> str | None:
     config.num_cpus_per_env_runner = fit.cpus_per_runner
     if local:
         check_runner_memory(run.num_workers)
+        check_memory(run.replay_capacity, (run.frame_size, run.frame_size), run.prioritized)
     return fit.message
 
 
 def train(run: AtariRun, folder: Path, config: AuxDQNConfig, resumed_at: int) -> Any:
     """Runs the training as one Tune trial and returns Tune's result."""
-    every = max(1, round(run.checkpoint_every / run.steps_per_report))
+    every = max(1, round(run.checkpoint_every / config.steps_per_iteration))
     stop_on_signals()
     tuner = tune.Tuner(
         AuxDQN,
@@ -139,7 +164,9 @@ def train(run: AtariRun, folder: Path, config: AuxDQNConfig, resumed_at: int) ->
             checkpoint_config=tune.CheckpointConfig(
                 checkpoint_frequency=every, checkpoint_at_end=True, num_to_keep=2
             ),
-            failure_config=tune.FailureConfig(max_failures=0 if run.address is None else 3),
+            failure_config=tune.FailureConfig(
+                max_failures=0 if ray_address(run.address) == "local" else 3
+            ),
             callbacks=[RunLog(folder, resumed_at), LiveLine(run.steps)],
             verbose=0,
         ),
@@ -176,6 +203,7 @@ def summarise(run: AtariRun, folder: Path, checkpoint: Path | None) -> dict[str,
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs one training from a command line and returns the closing table's row."""
+    made: list[Path] = []
     try:
         run = parse_atari_run(argv)
         name = run.name or f"{rom_id(run.game)}-{run.aux_task}-s{run.seed}"
@@ -183,38 +211,27 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         check_run(run, folder)
         config = build_config(run)
         config.validate()
+        make_trunk(run.network, size=run.frame_size)  # refuses frames that are too small
         resumed_at = 0
         if run.resume:
-            checkpoint = newest_whole_checkpoint(folder)
-            if checkpoint:
-                config.training(restore_from=str(checkpoint.resolve()))
-                resumed_at = json.loads((checkpoint / MODEL_SETTINGS).read_text())["env_steps"]
-                print(
-                    f"resuming {folder} at {resumed_at:,} steps from {checkpoint.name}", flush=True
-                )
-            else:
-                print(f"{folder} has no whole checkpoint: starting over", flush=True)
-            if resumed_at >= run.steps:
-                raise ValueError(
-                    f"{folder} has {resumed_at} steps already. Pass --steps above that to go on."
-                )
+            resumed_at = go_on(run, folder, config)
         elif (folder / "settings.json").exists():
             raise FileExistsError(
                 f"{folder} holds a run already. Go on with --resume {folder}, or choose --name."
             )
-        check_writable(folder)
-        address = run.address or os.environ.get("RAY_ADDRESS") or "local"
+        made = check_writable(folder)
+        address = ray_address(run.address)
         local = address == "local"
-        ensure_auth_token()
         started_here = not ray.is_initialized()
         if started_here:
             start_ray(address)
         message = place(config, run, local)
-    except (ValueError, OSError, MemoryError, ConnectionError) as error:
+    except (ValueError, OSError, MemoryError) as error:
+        remove_empty(made)
         refuse(error)
     if message:
         print(message, flush=True)
-    record_start(run, folder)
+    record_start(folder, provenance(dataclasses.replace(run, resume=None)))
     print(
         f"{game_title(run.game)}, task {run.aux_task}, {run.steps:,} steps -> {folder}", flush=True
     )
@@ -222,34 +239,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if started_here:
         ray.shutdown()
     return finish(run, folder, result)
-
-
-def start_ray(address: str) -> None:
-    """Starts or joins Ray. Raises ConnectionError with what to do if it does not come up."""
-    local = {"include_dashboard": False} if address == "local" else {}
-    for attempt in (1, 2):
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR", **local)
-            return
-        except (
-            Exception
-        ) as error:  # Ray raises bare Exception where a busy machine starts it slowly
-            ray.shutdown()
-            if attempt == 2 or address != "local":
-                raise ConnectionError(
-                    f"Ray did not start at '{address}': {str(error).splitlines()[0]} Check the "
-                    "address, that the cluster is up, and its token (RAY_AUTH_TOKEN_PATH)."
-                ) from error
-
-
-def record_start(run: AtariRun, folder: Path) -> None:
-    """Writes settings, command, commit and versions; of a resumed run, every start is kept."""
-    path, new = folder / "settings.json", provenance(dataclasses.replace(run, resume=None))
-    starts = json.loads(path.read_text()).get("starts", []) if path.exists() else []
-    new["starts"] = [*starts, {key: new[key] for key in ("command", "commit", "started")}]
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(new, indent=1))
-    part.rename(path)
 
 
 def finish(run: AtariRun, folder: Path, result: Any) -> dict[str, Any]:

@@ -11,7 +11,6 @@ confusions 2/5 and 6/9, the pretext accuracy of each digit, and Figure 8 (PNG).
 import dataclasses
 import json
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,17 +19,20 @@ from typing import Any
 
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # EpochLog writes the logs
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # else Ray leaves the token out; read on import
 
 import ray
 import tyro
 from ray import tune
 
 from rayssl.classification_report import classification_report, plot_classification
-from rayssl.cli import check_writable, provenance, refuse
+from rayssl.cli import check_writable, provenance, refuse, remove_empty
 from rayssl.data import ImageSplits, load_dataset
 from rayssl.report import read_epochs
 from rayssl.rllib.resources import free_resources
 from rayssl.rllib.start import ray_address, record_start, start_ray
+from rayssl.rllib.stopping import StopWhenAsked, stop_on_signals
 from rayssl.tasks import make_task
 from rayssl.trainables import (
     EpochLog,
@@ -175,6 +177,7 @@ def train(run: MnistRun, folder: Path, configs: list[dict[str, Any]], data: Any)
             storage_path=str(folder.parent.resolve()),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, num_to_keep=1),
             failure_config=tune.FailureConfig(max_failures=2),
+            stop=StopWhenAsked(),
             callbacks=[EpochLog(folder, len(configs))],
             verbose=0,
         ),
@@ -197,6 +200,7 @@ def check_resources(run: MnistRun) -> None:
 
 def main(argv: Sequence[str] | None = None) -> str:
     """Runs the experiment of a command line and returns its tables as markdown."""
+    made: list[Path] = []
     try:
         run = parse(argv)
         configs = trials(run)
@@ -212,18 +216,19 @@ def main(argv: Sequence[str] | None = None) -> str:
             )
         data = load_dataset(run.dataset, run.data_dir, verify=run.verify)
         check_trainable(data, configs)
-        check_writable(folder)
+        made = check_writable(folder)
         left = pending(folder, configs)
         if left:
             start_ray(ray_address(run.address))
             check_resources(run)
-    except (ValueError, OSError, ConnectionError) as error:
+    except (ValueError, OSError) as error:
+        remove_empty(made)
         refuse(error)
     failed: list[str] = []
     if left:
         record_start(folder, provenance(dataclasses.replace(run, resume=None)))
         print(f"{run.dataset}: {len(left)} of {len(configs)} trials to run -> {folder}", flush=True)
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+        stop_on_signals("stopping; every trial keeps its last whole epoch")
         for result in train(run, folder, left, data):
             if result.error is not None:
                 last_line = str(result.error).strip().splitlines()[-1]

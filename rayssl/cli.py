@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import tyro
 
+from rayssl.envs.atari import rom_id
 from rayssl.presets import AtariRun, preset_values
 
 USAGE_ERROR = 2  # exit code
@@ -30,7 +31,8 @@ def parse_atari_run(argv: Sequence[str] | None = None) -> AtariRun:
       argv: words after the script's name; None: those of this process.
     Raises:
       SystemExit: after --help, or with code 2 and a message for an unknown option or value.
-      ValueError: for an unknown preset, one that is not DIR's, or a damaged settings.json.
+      ValueError: for an unknown preset, one that is not DIR's, a damaged settings.json, or a value
+        that DIR's checkpoints do not fit.
       FileNotFoundError: if DIR holds no settings.json.
     """
     words = list(sys.argv[1:] if argv is None else argv)
@@ -44,7 +46,25 @@ def parse_atari_run(argv: Sequence[str] | None = None) -> AtariRun:
                 f"{resume} was started with --preset {saved}, got --preset {preset}. Leave it out: "
                 "a run goes on with its own settings, and single options on the line change them."
             )
-    return tyro.cli(AtariRun, args=words, default=AtariRun(**base))
+    run = tyro.cli(AtariRun, args=words, default=AtariRun(**base))
+    if run.resume is not None:
+        _check_fits_checkpoints(run, AtariRun(**base))
+    return run
+
+
+def _check_fits_checkpoints(run: AtariRun, saved: AtariRun) -> None:
+    """Refuses what the start would find out too late: when settings.json is written anew."""
+    names = ["game", "aux_task", "network", "frame_size", "optimizers"]
+    if run.num_workers == saved.num_workers == 0:  # the checkpoint holds the games under way
+        names.append("envs_per_worker")
+    for name in names:
+        before, now = getattr(saved, name), getattr(run, name)
+        if before != now and not (name == "game" and rom_id(before) == rom_id(now)):
+            option = "--" + name.replace("_", "-")
+            raise ValueError(
+                f"{run.resume} was started with {option} {before}, got {option} {now}. Leave it "
+                "out: its checkpoints fit no other. Or start a new run with --name."
+            )
 
 
 def saved_settings(run: Path) -> dict[str, Any]:
@@ -103,23 +123,38 @@ def git_commit() -> str | None:
     return found.stdout.strip() or None if found.returncode == 0 else None
 
 
-def check_writable(folder: Path) -> None:
-    """Makes a folder and proves that files can be written there, before anything else starts.
+def check_writable(folder: Path) -> list[Path]:
+    """Makes a folder, proves that files can be written there, and returns the folders it made.
 
     The probe takes itself away again, also on a disk that is full.
 
+    Returns:
+      the folders that were not there before, innermost first: see `remove_empty`.
     Raises:
-      OSError: with the folder's name and what to do.
+      OSError: with the folder's name and what to do; nothing is left behind.
     """
+    made: list[Path] = []
     try:
+        made = [each for each in (folder, *folder.parents) if not each.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".write-probe-", buffering=0) as probe:
             probe.write(b"rayssl")
+        return made
     except OSError as error:
+        remove_empty(made)
         raise OSError(
             f"Results cannot be written to {folder}: {error.strerror or error}. "
-            "Choose another --results-dir."
+            "Choose another folder."
         ) from error
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Removes the folders of a run that did not start, in order; leaves those that hold files."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:  # gone, or somebody else writes there
+            continue
 
 
 def refuse(error: Exception | str) -> NoReturn:

@@ -95,8 +95,7 @@ class Agent:
 
     def atari_settings(self, **changes: Any) -> AtariSettings:
         """Returns the games that the agent was trained on, with fields replaced by `changes`."""
-        own = {key: self.settings[key] for key in GAME_KEYS if key in self.settings}
-        return replace(AtariSettings(**own), **changes)
+        return replace(_games_of(self.settings), **changes)
 
     def q_values(self, obs: np.ndarray) -> np.ndarray:
         """Returns Q(s, a), float32 `[N, A]`, of states uint8 `[N, stack, size, size]`."""
@@ -133,6 +132,7 @@ def load_agent(checkpoint: str | Path) -> Agent:
     """
     folder = _find_checkpoint(Path(checkpoint))
     settings = _read_settings(folder / MODEL_SETTINGS)
+    _games_of(settings)  # refuses a frame size that would take all memory below
     aux_task = settings["aux_task"]
     task = None if aux_task in (None, "", "none") else make_task(aux_task)
     network = make_atari_network(
@@ -486,6 +486,11 @@ def _find_checkpoint(path: Path) -> Path:
             "that a training run wrote."
         )
     return Path(max(found)[1])
+
+
+def _games_of(settings: dict[str, Any]) -> AtariSettings:
+    """The games that a checkpoint's `model.json` describes."""
+    return AtariSettings(**{key: settings[key] for key in GAME_KEYS if key in settings})
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

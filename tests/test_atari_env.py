@@ -3,6 +3,7 @@
 import itertools
 import pickle
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import ale_py
@@ -22,6 +23,7 @@ from rayssl.envs.atari import (
     fire_action,
     game_title,
     rom_id,
+    rom_path,
 )
 
 FIRE = 1  # in Breakout: NOOP, FIRE, RIGHT, LEFT
@@ -94,6 +96,28 @@ def test_every_game_answers_to_its_own_name_and_to_its_title() -> None:
         assert rom_id(f"ALE/{game_title(game)}-v5") == game
 
 
+def test_all_games_can_be_loaded_for_one_and_those_for_two_are_left_out() -> None:
+    # loadROM of an unsupported ROM ends the process, so ask without loading.
+    supported = [ale_py.ALEInterface.isSupportedROM(rom_path(game)) for game in available_games()]
+    assert supported == list(available_games())
+    with pytest.raises(ValueError, match=r"^Unknown Atari game 'combat'\."):
+        AtariSettings(game="combat")
+
+
+@pytest.mark.parametrize("found", [None, b"not the ROM that was listed"])
+def test_rom_that_is_missing_or_changed_is_refused_with_what_to_do(
+    found: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if found is not None:
+        (tmp_path / "pong.bin").write_bytes(found)
+    monkeypatch.setenv("ALE_ROMS_DIR", str(tmp_path))
+    rom_path.cache_clear()
+    with pytest.raises(
+        FileNotFoundError, match=r"^Expected the ROM of pong .* Install ale-py anew"
+    ):
+        AtariSettings(game="pong")
+
+
 def test_titles_are_as_papers_print_them() -> None:
     assert [game_title(g) for g in ("pong", "ALE/MsPacman-v5", "space_invaders")] == [
         "Pong",
@@ -124,7 +148,9 @@ def test_fire_is_found_where_the_game_has_it() -> None:
 @pytest.mark.parametrize("name", ["num_envs", "frame_size", "stack", "frame_skip"])
 def test_settings_below_1_are_refused(name: str) -> None:
     settings: dict[str, Any] = {name: 0}
-    with pytest.raises(ValueError, match=rf"^{name} must be 1 or more, got 0\.$"):
+    with pytest.raises(
+        ValueError, match=rf"^{name} must be a whole number in \[1, 2\*\*31\), got 0\.$"
+    ):
         AtariSettings(**settings)
 
 

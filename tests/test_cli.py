@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 
 from rayssl import cli
-from rayssl.cli import check_writable, git_commit, parse_atari_run, provenance, refuse
+from rayssl.cli import (
+    check_writable,
+    git_commit,
+    parse_atari_run,
+    provenance,
+    refuse,
+    remove_empty,
+)
 from rayssl.presets import AtariRun
 
 
@@ -107,6 +114,34 @@ def test_resume_with_another_preset_is_refused(tmp_path: Path) -> None:
         parse_atari_run(["--preset", "pong", "--resume", str(folder)])
 
 
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--game", "breakout"], "--game pong, got --game breakout. Leave it out: "),
+        (["--aux-task", "none"], "--aux-task permutation, got --aux-task none. Leave"),
+        (["--network", "paper-code"], "--network nature, got --network paper-code. Leave"),
+        (["--frame-size", "42"], "--frame-size 84, got --frame-size 42. Leave"),
+        (["--optimizers", "separate"], "--optimizers shared, got --optimizers separate. Leave"),
+        (["--envs-per-worker", "4"], "--envs-per-worker 8, got --envs-per-worker 4. Leave"),
+    ],
+)
+def test_resume_with_what_the_checkpoints_do_not_fit_is_refused(
+    words: list[str], text: str, tmp_path: Path
+) -> None:
+    folder = saved_run(tmp_path / "run", AtariRun())
+    with pytest.raises(ValueError) as error:
+        parse_atari_run(["--resume", str(folder), *words])
+    assert f"{folder} was started with {text}" in str(error.value)
+    assert str(error.value).endswith("start a new run with --name.")
+
+
+def test_resume_takes_another_spelling_of_the_game_and_other_workers(tmp_path: Path) -> None:
+    folder = saved_run(tmp_path / "run", AtariRun())
+    words = ["--game", "ALE/Pong-v5", "--num-workers", "2", "--envs-per-worker", "4"]
+    run = parse_atari_run(["--resume", str(folder), *words])
+    assert (run.game, run.num_workers, run.envs_per_worker) == ("ALE/Pong-v5", 2, 4)
+
+
 def test_resume_of_a_run_with_other_fields_takes_those_that_are_known(tmp_path: Path) -> None:
     settings = {"steps": 7, "a_field_of_yesterday": 1}  # results_dir and resume are missing
     (tmp_path / "settings.json").write_text(json.dumps({"settings": settings}))
@@ -173,16 +208,24 @@ def test_commit_is_none_wherever_git_has_no_answer(
 
 
 def test_writable_folder_is_made_and_left_empty(tmp_path: Path) -> None:
-    check_writable(tmp_path / "a" / "b")
-    check_writable(tmp_path / "a" / "b")
-    assert list((tmp_path / "a" / "b").iterdir()) == []
+    inner = tmp_path / "a" / "b"
+    assert check_writable(inner) == [inner, inner.parent]
+    assert check_writable(inner) == []  # both were there
+    assert list(inner.iterdir()) == []
+
+
+def test_folders_of_a_run_that_did_not_start_go_unless_they_hold_files(tmp_path: Path) -> None:
+    made = check_writable(tmp_path / "a" / "b" / "c")
+    (tmp_path / "a" / "theirs").write_text("")
+    remove_empty(made)
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "a", tmp_path / "a" / "theirs"]
 
 
 def test_folder_below_a_file_is_refused_and_nothing_is_left_behind(tmp_path: Path) -> None:
     file = tmp_path / "results"
     file.write_text("mine")
     for folder in (file, file / "run"):
-        with pytest.raises(OSError, match=r"^Results cannot be written to .*--results-dir\.$"):
+        with pytest.raises(OSError, match=r"^Results cannot be written to .*another folder\.$"):
             check_writable(folder)
     assert file.read_text() == "mine"
     assert list(tmp_path.iterdir()) == [file]
@@ -201,8 +244,9 @@ def test_full_disk_is_refused_and_the_probe_is_taken_away(
         return probe
 
     monkeypatch.setattr(cli.tempfile, "NamedTemporaryFile", full)
-    with pytest.raises(OSError, match="No space"):
-        check_writable(tmp_path)
+    for folder in (tmp_path, tmp_path / "a" / "b"):
+        with pytest.raises(OSError, match="No space"):
+            check_writable(folder)
     assert list(tmp_path.iterdir()) == []
 
 

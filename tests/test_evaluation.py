@@ -289,6 +289,14 @@ def test_damaged_checkpoint_is_refused_with_the_files_name(
         load_agent(folder)
 
 
+def test_frame_size_that_would_take_all_memory_is_refused(tmp_path: Path) -> None:
+    folder = save_agent(tmp_path / "agent")
+    settings = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps({**settings, "frame_size": 100_000}))
+    with pytest.raises(ValueError, match="frame_size must be 210 or less"):
+        load_agent(folder)
+
+
 def test_folder_without_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="No checkpoint in or below"):
         load_agent(tmp_path)
@@ -416,7 +424,7 @@ def test_script_writes_beside_the_checkpoint_never_into_it(tmp_path: Path) -> No
         ("random", "The random agent needs a game"),
         ("random --game pongg", "Unknown Atari game 'pongg'. Did you mean pong or"),
         ("random --game pong --episodes -3", "episodes must be 1 or more, got -3"),
-        ("random --game pong --num-envs 0", "num_envs must be 1 or more, got 0"),
+        ("random --game pong --num-envs 0", "num_envs must be a whole number in [1, 2**31), got 0"),
         ("random --game pong --video a.mp4", "`random` has none"),
         ("random --game pong --json {file}/a.json", "Cannot write"),
         ("{tmp}/nowhere", "No checkpoint folder at"),

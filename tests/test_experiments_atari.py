@@ -9,6 +9,8 @@ import pytest
 from experiments import atari
 from rayssl.cli import provenance
 from rayssl.presets import AtariRun
+from rayssl.rllib.checkpoint import MODEL_SETTINGS, write_manifest
+from rayssl.rllib.start import ray_address
 
 Refuse = Callable[..., str]
 
@@ -25,7 +27,7 @@ def refused(
     def files() -> dict[Path, bytes]:
         return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
-    for owner, name in ((atari.ray, "init"), (atari, "train"), (atari, "ensure_auth_token")):
+    for owner, name in ((atari.ray, "init"), (atari, "train"), (atari, "start_ray")):
         monkeypatch.setattr(owner, name, started)
     monkeypatch.chdir(tmp_path)  # where the default results/local would be made
 
@@ -55,6 +57,12 @@ def refused(
         (["--gamma", "1.5"], "gamma must lie in [0, 1], got 1.5."),
         (["--num-workers", "-1"], "must be 0 or more, got -"),
         (["--num-gpus", "-1"], "must be 0 or more, got -"),
+        (["--envs-per-worker", "0"], "--envs-per-worker must be 1 or more, got 0."),
+        (["--seed", "4294967296"], "seed must be a whole number in [0, 2**31), got 4294967296."),
+        (["--frame-size", "2000"], "frame_size must be 210 or less"),
+        (["--aux-task", ""], "Unknown task ''. Available: permutation, "),
+        (["--name", ".."], "--name must be a plain folder name, got '..'. See --results-dir."),
+        (["--game", "combat"], "Unknown Atari game 'combat'."),  # for two players
         (["--replay-capacity", "100"], "Raise it, or lower the others."),
         (["--resume", "."], "Pass the folder that the run printed, e.g. --resume results/local/"),
         (["--resume", "gone"], "gone is not the folder of a run"),
@@ -93,7 +101,7 @@ def test_results_folder_below_a_file_is_one_line_and_the_file_stays(
     (tmp_path / "file").write_text("mine")
     err = refused("--results-dir", "file")
     assert err.startswith("error: Results cannot be written to file/pong-permutation-s0: ")
-    assert err.endswith("Choose another --results-dir.\n")
+    assert err.endswith("Choose another folder.\n")
     assert err.count("\n") == 1
 
 
@@ -118,3 +126,57 @@ def test_resume_of_a_run_keeps_its_settings_and_judges_the_words_beside_it(
     err = refused("--resume", str(tmp_path), "--learning-starts", "20000")
     assert "replay_capacity_steps is 12345" in err
     assert "learning starts at 20000" in err
+
+
+def test_resume_from_damaged_checkpoints_alone_is_refused_and_keeps_the_logs(
+    tmp_path: Path, refused: Refuse
+) -> None:
+    checkpoint = tmp_path / "run" / "from-0" / "checkpoint_000000"
+    checkpoint.mkdir(parents=True)
+    (tmp_path / "run" / "settings.json").write_text(json.dumps(provenance(AtariRun())))
+    (tmp_path / "run" / "progress.csv").write_text("hours of rows")
+    (checkpoint / MODEL_SETTINGS).write_text('{"env_steps": 99}')
+    (checkpoint / "model.pt").write_bytes(b"whole")
+    write_manifest(checkpoint)
+    (checkpoint / "model.pt").write_bytes(b"cut")
+    err = refused("--resume", "run")
+    assert "checkpoint_000000 cannot be used: model.pt has 3 bytes, expected 5." in err
+    assert err.endswith("has no other checkpoint to go on from: start a new run with --name.\n")
+
+
+def test_cluster_that_does_not_answer_is_one_line_and_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("rayssl.rllib.start.ensure_auth_token", lambda: None)
+    monkeypatch.setattr(atari.ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(SystemExit) as stop:
+        atari.main([])
+    out, err = capsys.readouterr()
+    assert (stop.value.code, out) == (2, "")
+    assert err.startswith("error: Expected a Ray cluster at '127.0.0.1:1', got: ")
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_replay_that_this_computer_cannot_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = AtariRun(replay_capacity=10**12)
+    monkeypatch.setattr(atari, "free_resources", lambda: [{"CPU": 2.0}])
+    monkeypatch.setattr(atari, "total_cpus", lambda: 2.0)
+    with pytest.raises(MemoryError, match="Lower --replay-capacity to"):
+        atari.place(atari.build_config(run), run, local=True)
+    atari.place(atari.build_config(run), run, local=False)  # another computer's memory
+
+
+def test_run_that_is_shorter_than_a_report_ends_with_its_steps() -> None:
+    assert atari.build_config(AtariRun(steps=500)).steps_per_iteration == 500
+    assert atari.build_config(AtariRun()).steps_per_iteration == AtariRun().steps_per_report
+
+
+def test_address_on_the_line_goes_before_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert ray_address(None) == "head:6379"
+    assert ray_address("local") == "local"
+    monkeypatch.delenv("RAY_ADDRESS")
+    assert ray_address(None) == "local"

@@ -16,6 +16,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from numbers import Integral
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import ale_py
@@ -54,18 +56,37 @@ class AtariSettings:
     num_threads: int = 1
 
     def __post_init__(self) -> None:
-        rom_id(self.game)
-        for name in ("num_envs", "frame_size", "stack", "frame_skip", "max_game_frames"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}.")
-        if not 0 <= self.sticky < 1:
-            raise ValueError(f"sticky must be a probability in [0, 1), got {self.sticky}.")
+        rom_path(self.game)
+        for name, least in _AT_LEAST.items():
+            value = getattr(self, name)
+            whole = isinstance(value, Integral) and not isinstance(value, bool)
+            if not whole or not least <= value < 2**31:  # ale-py takes int32
+                raise ValueError(
+                    f"{name} must be a whole number in [{least}, 2**31), got {value!r}."
+                )
+        if self.frame_size > SCREEN_LINES:
+            raise ValueError(
+                f"frame_size must be {SCREEN_LINES} or less, the console's own lines, got "
+                f"{self.frame_size}. The paper's is 84."
+            )
+        sticky: Any = self.sticky
+        if not isinstance(sticky, int | float) or not 0 <= sticky < 1:
+            raise ValueError(f"sticky must be a probability in [0, 1), got {sticky!r}.")
+
+
+_AT_LEAST = {
+    "num_envs": 1, "frame_size": 1, "stack": 1, "frame_skip": 1, "noop_max": 0,
+    "max_game_frames": 1, "num_threads": 0,
+}  # fmt: skip
+SCREEN_LINES = 210  # a larger frame would be blown up, and its first dense layer with it
+# Games for two, which ale-py ships for PettingZoo: loadROM of one ends the whole process.
+_FOR_TWO = frozenset({"combat", "joust", "maze_craze", "warlords"})
 
 
 @cache
 def available_games() -> tuple[str, ...]:
-    """Returns the ROM names that ale-py ships, sorted, e.g. `breakout`, `ms_pacman`."""
-    return tuple(sorted(roms.get_all_rom_ids()))
+    """Returns the names of the games for one that ale-py ships, sorted, e.g. `ms_pacman`."""
+    return tuple(sorted(set(roms.get_all_rom_ids()) - _FOR_TWO))
 
 
 def rom_id(game: str) -> str:
@@ -76,6 +97,8 @@ def rom_id(game: str) -> str:
     Raises:
       ValueError: for an unknown game, with the nearest known names.
     """
+    if not isinstance(game, str):
+        raise ValueError(f"game must be the name of an Atari game, e.g. 'pong', got {game!r}.")
     stem = re.sub(r"(-ram)?(NoFrameskip|Deterministic)?-v\d+$", "", game.removeprefix("ALE/"))
     key = re.sub(r"[^a-z0-9]", "", stem.lower())
     by_key = {name.replace("_", ""): name for name in available_games()}
@@ -87,6 +110,25 @@ def rom_id(game: str) -> str:
         f"Unknown Atari game '{game}'.{hint} ale-py ships {len(by_key)} games, "
         "e.g. pong, breakout, ms_pacman, space_invaders."
     )
+
+
+@cache
+def rom_path(game: str) -> Path:
+    """Returns the file of a game's ROM.
+
+    Raises:
+      ValueError: for an unknown game.
+      FileNotFoundError: if ale-py's ROM is missing or has changed.
+    """
+    name = rom_id(game)
+    try:
+        return Path(str(roms.get_rom_path(name)))
+    except OSError as error:
+        raise FileNotFoundError(
+            f"Expected the ROM of {name} in ale-py's folder or $ALE_ROMS_DIR, got: "
+            f"{' '.join(str(error).split())}. "
+            "Install ale-py anew (pip install --force-reinstall ale-py)."
+        ) from error
 
 
 def game_title(game: str) -> str:
@@ -367,5 +409,5 @@ def action_set(game: str) -> Sequence[str]:
     """Returns the names of the game's minimal action set, in the order of their indices."""
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner on stderr
     ale = ale_py.ALEInterface()
-    ale.loadROM(roms.get_rom_path(rom_id(game)))
+    ale.loadROM(rom_path(game))
     return tuple(action.name for action in ale.getMinimalActionSet())

@@ -188,7 +188,7 @@ class AuxDQNConfig(AlgorithmConfig):
         """
         super().training(**kwargs)
         if epsilon is not NotProvided:
-            if len(epsilon) != 3:
+            if not isinstance(epsilon, tuple | list) or len(epsilon) != 3:
                 raise ValueError(f"epsilon must be (start, end, steps), got {epsilon!r}.")
             self.epsilon_start, self.epsilon_end, self.epsilon_steps = epsilon
         self._set(
@@ -306,9 +306,12 @@ class AuxDQNConfig(AlgorithmConfig):
         Raises:
           ValueError: what was expected, what came, and what to do.
         """
-        super().validate()
         settings = self.atari_settings()
-        task = make_task(self.aux_task) if self.aux_task else None
+        self._check_numbers()
+        super().validate()
+        if not isinstance(self.aux_task, str | None):
+            raise ValueError(f"task must be the name of a task or None, got {self.aux_task!r}.")
+        task = None if self.aux_task is None else make_task(self.aux_task)
         _ = self.aux_schedule_rule
         for name, choices in (
             ("aux_schedule", AUX_SCHEDULES),  # without a task, aux_schedule_rule does not look
@@ -322,22 +325,6 @@ class AuxDQNConfig(AlgorithmConfig):
                 raise ValueError(
                     f"Unknown {name} '{getattr(self, name)}'. Available: {', '.join(choices)}."
                 )
-        for name, least in _AT_LEAST.items():
-            value = getattr(self, name)
-            whole = name != "aux_weight"
-            if not _is_number(value, whole) or value < least:
-                kind = "whole number" if whole else "number"
-                raise ValueError(f"{name} must be a {kind} of {least} or more, got {value!r}.")
-        for name in ("lr", "replay_ratio", "adam_epsilon", "grad_clip"):
-            value = getattr(self, name)
-            if name == "grad_clip" and value is None:
-                continue  # no clipping
-            if not _is_number(value) or value <= 0:
-                raise ValueError(f"{name} must be a number above 0, got {value!r}.")
-        for name in ("gamma", "epsilon_start", "epsilon_end", "priority_alpha", "priority_beta"):
-            value = getattr(self, name)
-            if not _is_number(value) or not 0 <= value <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], got {value!r}.")
         if self.optimizers == "separate" and (task is None or self.aux_schedule == "joint"):
             raise ValueError(
                 "optimizers='separate' needs two losses that are stepped in turn: set a task and "
@@ -355,13 +342,34 @@ class AuxDQNConfig(AlgorithmConfig):
                 f"{self.learning_starts_steps} steps. Raise it, or lower the others."
             )
 
+    def _check_numbers(self) -> None:
+        """Before RLlib looks: its own texts do not name a way out, or it compares text with 0."""
+        for name, least in _AT_LEAST.items():
+            value = getattr(self, name)
+            whole = name != "aux_weight"
+            if not _is_number(value, whole) or value < least:
+                kind = "whole number" if whole else "number"
+                raise ValueError(f"{name} must be a {kind} of {least} or more, got {value!r}.")
+        for name in ("lr", "replay_ratio", "adam_epsilon", "grad_clip"):
+            value = getattr(self, name)
+            if name == "grad_clip" and value is None:
+                continue  # no clipping
+            if not _is_number(value) or value <= 0:
+                raise ValueError(f"{name} must be a number above 0, got {value!r}.")
+        for name in ("gamma", "epsilon_start", "epsilon_end", "priority_alpha", "priority_beta"):
+            value = getattr(self, name)
+            if not _is_number(value) or not 0 <= value <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {value!r}.")
+        if self.seed is not None and not (_is_number(self.seed, True) and 0 <= self.seed < 2**31):
+            raise ValueError(f"seed must be a whole number in [0, 2**31), got {self.seed!r}.")
+
 
 _AT_LEAST = {
     "aux_weight": 0, "aux_every": 1, "pretrain_updates": 0, "cosine_every": 0, "n_step": 1,
     "train_batch_size_per_learner": 1, "replay_capacity_steps": 1, "learning_starts_steps": 0,
     "target_update_freq": 1, "epsilon_steps": 0, "priority_beta_steps": 1, "learner_threads": 1,
     "weights_every_updates": 1, "steps_per_iteration": 1, "rollout_fragment_length": 1,
-    "num_envs_per_env_runner": 1,
+    "num_envs_per_env_runner": 1, "num_env_runners": 0, "num_learners": 0,
 }  # fmt: skip
 
 

@@ -186,15 +186,19 @@ class AuxDQNLearner(TorchLearner):
         return td_errors
 
     def _joint_update(self, batch: dict[str, Tensor]) -> Tensor:
-        supervised, td_errors = self._td_loss(batch)
+        loss, td_errors = self._td_loss(batch)
         pretext = self._aux_loss(batch[Columns.OBS])
-        self._step(combined_loss(supervised, pretext, self.config.aux_weight), "td")
-        self._aux_updates += 1
+        if pretext is not None:
+            loss = combined_loss(loss, pretext, self.config.aux_weight)
+            self._aux_updates += 1
+        self._step(loss, "td")
         self._count_td_update()
         return td_errors
 
     def _aux_update(self, obs: Tensor) -> None:
         loss = self._aux_loss(obs)
+        if loss is None:
+            return  # a step would still move the weights: by Adam's momentum
         # An Adam of its own divides a factor of the loss away again: there the weight is in its
         # learning rate (configure_optimizers_for_module), with the shared one in the loss.
         shared = self.config.optimizers == "shared"
@@ -214,12 +218,17 @@ class AuxDQNLearner(TorchLearner):
         self._log(td_loss=loss, q_mean=q_mean, td_error_abs=td_errors.abs().mean())
         return loss, td_errors.detach()
 
-    def _aux_loss(self, obs: Tensor) -> Tensor:
+    def _aux_loss(self, obs: Tensor) -> Tensor | None:
+        """Pretext loss of a batch; None if no sample of any learner carries a label."""
         assert self._task is not None  # without a task the schedule has TD updates only
         usable = self._task.usable(obs)
         x_hat, y_hat = self._task(obs, generator=self._generator)
-        loss, correct = self._aux_fn(x_hat, y_hat, usable, self._usable_share(usable))
-        self._log(aux_loss=loss, aux_left_out=1 - usable.float().mean())
+        self._log(aux_left_out=1 - usable.float().mean())
+        share = self._usable_share(usable)
+        if share is None:
+            return None
+        loss, correct = self._aux_fn(x_hat, y_hat, usable, share)
+        self._log(aux_loss=loss)
         self._stats["aux_accuracy"].append(torch.stack([correct, usable.sum().float()]))
         return loss
 
@@ -293,10 +302,13 @@ class AuxDQNLearner(TorchLearner):
         state, kept = self._generator.get_state(), self._stats
         self._stats = defaultdict(list)  # what the measurement logs itself is dropped
         losses = [self._td_loss(batch)[0], self._aux_loss(batch[Columns.OBS])]
-        grads = [list(torch.autograd.grad(loss, self._trunk)) for loss in losses]
+        grads = [
+            list(torch.autograd.grad(loss, self._trunk)) for loss in losses if loss is not None
+        ]
         self._generator.set_state(state)  # the updates draw as if nothing had been measured
         self._stats = kept
-        self._log(gradient_cosine=gradient_cosine(*grads))
+        if len(grads) == 2:
+            self._log(gradient_cosine=gradient_cosine(*grads))
 
     def _log(self, **values: Tensor) -> None:
         for name, value in values.items():
@@ -322,15 +334,18 @@ class AuxDQNLearner(TorchLearner):
         for tensor in self._module[DEFAULT_MODULE_ID].state_dict().values():
             torch.distributed.broadcast(tensor, src=0)
 
-    def _usable_share(self, usable: Tensor) -> Tensor:
+    def _usable_share(self, usable: Tensor) -> Tensor | None:
         """Factor that turns the mean over own usable samples into this learner's part of the
-        mean over all learners' samples; 1 with one learner."""
-        if not self.distributed:
-            return torch.ones((), device=self._device)
+        mean over all learners' samples: 1 with one learner; None if nobody has a usable one."""
         own = usable.sum().float()
         total = own.clone()
-        torch.distributed.all_reduce(total)
-        return own * torch.distributed.get_world_size() / total.clamp(min=1)
+        if self.distributed:
+            torch.distributed.all_reduce(total)
+        if not total:  # all learners see the same total, so all skip the step or none does
+            return None
+        if not self.distributed:
+            return torch.ones_like(own)
+        return own * torch.distributed.get_world_size() / total
 
     def get_state(self, *args: Any, **kwargs: Any) -> StateDict:
         """Returns RLlib's learner state and ours: counters, aux parity, the task's generator."""

@@ -30,10 +30,26 @@ class StopAtSteps(tune.Stopper):
         return False
 
 
-def stop_on_signals() -> None:
+class StopWhenAsked(tune.Stopper):
+    """Ends all trials as soon as a stop was asked for; their last checkpoints are kept."""
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Returns False: trials end by themselves."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Returns whether a stop was asked for."""
+        return StopAtSteps.asked
+
+
+NEXT_REPORT = "stopping at the next report, with a checkpoint; once more stops at once"
+
+
+def stop_on_signals(message: str = NEXT_REPORT) -> None:
     """Makes Ctrl-C and SIGTERM ask for a stop; a second one ends the process at once.
 
-    Call it in the main thread, after ray.init, which sets a SIGTERM handler of its own.
+    The message is printed at the first. Call it in the main thread, after ray.init, which sets a
+    SIGTERM handler of its own.
     """
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     StopAtSteps.asked = False
@@ -42,9 +58,7 @@ def stop_on_signals() -> None:
         if StopAtSteps.asked:
             raise KeyboardInterrupt
         StopAtSteps.asked = True
-        print(
-            "\nstopping at the next report, with a checkpoint; once more stops at once", flush=True
-        )
+        print(f"\n{message}", flush=True)
 
     signal.signal(signal.SIGINT, ask)
     signal.signal(signal.SIGTERM, ask)

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,9 @@ import torch
 from rayssl.rllib.algorithm import AuxDQN
 from rayssl.rllib.checkpoint import MANIFEST, MODEL, REPLAY
 from rayssl.rllib.config import AuxDQNConfig
+
+
+Build = Callable[[AuxDQNConfig], AuxDQN]
 
 
 def make_config(task: str = "permutation", runners: int = 0, game: str = "pong") -> AuxDQNConfig:
@@ -40,7 +44,7 @@ def make_config(task: str = "permutation", runners: int = 0, game: str = "pong")
 
 
 @pytest.fixture
-def build(ray_local):
+def build(ray_local: None) -> Iterator[Build]:
     """Builds algorithms and stops them at the test's end."""
     made: list[AuxDQN] = []
 
@@ -71,7 +75,9 @@ def assert_ratio_holds(algo: AuxDQN, result: dict) -> None:
 
 
 @pytest.mark.parametrize("prioritized", [False, True])
-def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(build, tmp_path, prioritized):
+def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
+    build: Build, tmp_path: Path, prioritized: bool
+) -> None:
     config = make_config().training(prioritized=prioritized)
     whole = build(config.copy())
     for _ in range(3):
@@ -95,14 +101,14 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(build, tmp_path, p
         np.testing.assert_array_equal(a, b)
 
 
-def test_other_seed_gives_another_run(build):
+def test_other_seed_gives_another_run(build: Build) -> None:
     first, second = build(make_config()), build(make_config().debugging(seed=4))
     first.train(), second.train()
     assert any(not torch.equal(a, b) for a, b in zip(
         weights(first).values(), weights(second).values(), strict=True))  # fmt: skip
 
 
-def test_arms_make_the_same_number_of_td_updates_per_step(build):
+def test_arms_make_the_same_number_of_td_updates_per_step(build: Build) -> None:
     results = {}
     for task in ("none", "rotation", "permutation"):
         algo = build(make_config(task))
@@ -113,14 +119,16 @@ def test_arms_make_the_same_number_of_td_updates_per_step(build):
     assert results["rotation"]["aux_updates"] == results["rotation"]["td_updates"]
 
 
-def test_replay_ratio_holds_with_runners(build):
+def test_replay_ratio_holds_with_runners(build: Build) -> None:
     algo = build(make_config(runners=2))
     result = [algo.train() for _ in range(3)][-1]
     assert_ratio_holds(algo, result)
     assert result["env_steps"] == int(algo.replay._added.sum()), "every step is in the replay"
 
 
-def test_iterations_end_where_runners_outrun_the_learner(build, monkeypatch):
+def test_iterations_end_where_runners_outrun_the_learner(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
     algo = build(make_config(runners=2))
     learn = algo._learn
 
@@ -135,7 +143,7 @@ def test_iterations_end_where_runners_outrun_the_learner(build, monkeypatch):
     assert np.diff(steps).max() <= 96 + 3 * in_flight
 
 
-def test_killed_runner_is_replaced_and_the_run_goes_on(build):
+def test_killed_runner_is_replaced_and_the_run_goes_on(build: Build) -> None:
     algo = build(make_config(runners=2))
     algo.train()
     group = algo.env_runner_group
@@ -155,7 +163,7 @@ def test_killed_runner_is_replaced_and_the_run_goes_on(build):
     assert pids[0] not in new
 
 
-def test_checkpoint_cut_short_is_refused(build, tmp_path):
+def test_checkpoint_cut_short_is_refused(build: Build, tmp_path: Path) -> None:
     algo = build(make_config())
     algo.train()
     path = Path(algo.save_to_path(str(tmp_path / "ck")))
@@ -179,14 +187,18 @@ def test_checkpoint_cut_short_is_refused(build, tmp_path):
         ),
     ],
 )
-def test_checkpoint_of_another_game_task_or_network_is_refused(build, tmp_path, other, text):
+def test_checkpoint_of_another_game_task_or_network_is_refused(
+    build: Build, tmp_path: Path, other: Callable[[], AuxDQNConfig], text: str
+) -> None:
     algo = build(make_config())
     path = algo.save_to_path(str(tmp_path / "ck"))
     with pytest.raises(ValueError, match=text):
         build(other()).restore_from_path(path)
 
 
-def test_without_saved_replay_learning_waits_until_it_is_filled_again(build, tmp_path):
+def test_without_saved_replay_learning_waits_until_it_is_filled_again(
+    build: Build, tmp_path: Path
+) -> None:
     algo = build(make_config().training(save_replay=False))
     before = [algo.train() for _ in range(2)][-1]
     path = Path(algo.save_to_path(str(tmp_path / "ck")))
@@ -197,7 +209,7 @@ def test_without_saved_replay_learning_waits_until_it_is_filled_again(build, tmp
     assert result["td_updates"] == before["td_updates"] + int((steps - 64) * 0.25)
 
 
-def test_model_file_holds_the_acting_weights_without_pickle(build, tmp_path):
+def test_model_file_holds_the_acting_weights_without_pickle(build: Build, tmp_path: Path) -> None:
     algo = build(make_config())
     algo.train()
     path = Path(algo.save_to_path(str(tmp_path / "ck")))
@@ -206,7 +218,7 @@ def test_model_file_holds_the_acting_weights_without_pickle(build, tmp_path):
     assert any(name.startswith("heads.aux") for name in state)
 
 
-def test_two_learners_share_every_batch(build):
+def test_two_learners_share_every_batch(build: Build) -> None:
     config = make_config().learners(num_learners=2, num_cpus_per_learner=0.5)
     algo = build(config)
     result = algo.train()
@@ -217,20 +229,20 @@ def test_two_learners_share_every_batch(build):
         np.testing.assert_array_equal(value, second[name])
 
 
-def test_replay_that_exceeds_memory_is_refused_before_anything_starts(ray_local):
+def test_replay_that_exceeds_memory_is_refused_before_anything_starts(ray_local: None) -> None:
     config = make_config().training(replay_capacity_steps=10**12)
     with pytest.raises(MemoryError, match="Lower --replay-capacity to"):
         config.build_algo()
 
 
-def test_scores_are_of_whole_games_and_lives_are_named_as_the_papers_code(build):
+def test_scores_are_of_whole_games_and_lives_are_named_as_the_papers_code(build: Build) -> None:
     algo = build(make_config(game="breakout"))
     result = [algo.train() for _ in range(8)][-1]
     assert result["games"] < len(algo._life_scores), "lives end more often than games"
     assert result["score_mean_100"] >= result["paper_code_score_mean_100"]
 
 
-def test_ray_is_the_only_engine(build):
+def test_ray_is_the_only_engine(build: Build) -> None:
     algo = build(make_config(runners=1))
     runners = algo.env_runner_group._worker_manager.actors()
     assert all(isinstance(actor, ray.actor.ActorHandle) for actor in runners.values())

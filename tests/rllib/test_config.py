@@ -98,7 +98,32 @@ def test_unknown_name_is_refused_with_those_that_are_known(config: AuxDQNConfig,
         (training(replay_ratio="0.25"), "replay_ratio must be a number above 0, got '0.25'."),
         (training(adam_epsilon=float("inf")), "adam_epsilon must be a number above 0, got inf."),
         (training(grad_clip=0), "grad_clip must be a number above 0, got 0."),
-        (environment(frame_size=0), "frame_size must be 1 or more, got 0."),
+        (environment(frame_size=0), "frame_size must be a whole number in [1, 2**31), got 0."),
+        (
+            environment(frame_size="84"),
+            "frame_size must be a whole number in [1, 2**31), got '84'.",
+        ),
+        (environment(game=None), "game must be the name of an Atari game, e.g. 'pong', got None."),
+        (
+            AuxDQNConfig().environment(None),
+            "game must be the name of an Atari game, e.g. 'pong', g",
+        ),
+        (auxiliary(task=3), "task must be the name of a task or None, got 3."),
+        (auxiliary(task="rotation", every="2"), "aux_every must be a whole number of 1 or more, g"),
+        (training(lr="x"), "lr must be a number above 0, got 'x'."),
+        (
+            AuxDQNConfig().env_runners(num_env_runners="2"),
+            "num_env_runners must be a whole number of 0 or more, got '2'.",
+        ),
+        (
+            AuxDQNConfig().learners(num_learners=-1),
+            "num_learners must be a whole number of 0 or more, got -1.",
+        ),
+        (
+            AuxDQNConfig().debugging(seed=2**31),
+            "seed must be a whole number in [0, 2**31), got 2147483648.",
+        ),
+        (environment(sticky="x"), "sticky must be a probability in [0, 1), got 'x'."),
         (environment(sticky=1.0), "sticky must be a probability in [0, 1), got 1.0."),
     ],
 )
@@ -106,6 +131,12 @@ def test_value_out_of_range_or_of_another_kind_is_refused(config: AuxDQNConfig, 
     with pytest.raises(ValueError) as error:
         config.validate()
     assert text in str(error.value)
+
+
+def test_epsilon_that_is_no_triple_is_refused() -> None:
+    for epsilon in (0.1, (1.0, 0.1)):
+        with pytest.raises(ValueError, match=r"^epsilon must be \(start, end, steps\), got "):
+            training(epsilon=epsilon)
 
 
 def test_gradients_may_go_unclipped() -> None:

@@ -450,14 +450,38 @@ def test_share_of_samples_without_a_label_is_logged_and_not_learned_from() -> No
     assert stats["aux_accuracy"][1] == 4  # out of the usable ones
 
 
-def test_batch_without_any_usable_sample_leaves_the_aux_head_alone() -> None:
-    learner, rows = make_learner(), make_columns()
-    rows["obs"][:] = 7
-    head = weights_of(learner, "heads.aux")
-    stats = learner.update(to_rllib(rows), num_updates=1)["stats"]
-    assert stats["aux_left_out"] == (1, 1)
-    assert stats["aux_loss"] == (0, 1)
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("schedule", ["alternate", "joint"])
+def test_batch_without_any_usable_sample_makes_the_td_update_alone(
+    schedule: str, compiled: bool
+) -> None:
+    # The first update fills Adam's momentum, which would go on to move the weights.
+    auxiliary = {"schedule": schedule, "cosine_every": 1}
+    learner, baseline = (make_learner(auxiliary, compile_learner=compiled) for _ in range(2))
+    for each in (learner, baseline):
+        update(each)
+    baseline.config.aux_weight = 0
+    head, rows = weights_of(learner, "heads.aux"), make_columns(seed=1)
+    rows["obs"][:] = 7  # nothing moves
+    results = learner.update(to_rllib(rows), num_updates=1)
+    baseline.update(to_rllib(rows), num_updates=1)
+    assert results["stats"]["aux_left_out"] == (1, 1)
+    assert {"aux_loss", "aux_accuracy", "gradient_cosine"}.isdisjoint(results["stats"])
+    assert results["counts"] == {"td_updates": 2, "aux_updates": 1, "slots": 2}
     assert bit_equal(weights_of(learner, "heads.aux"), head)
+    assert bit_equal(weights_of(learner), weights_of(baseline))
+    assert update(learner)["counts"] == {"td_updates": 3, "aux_updates": 2, "slots": 3}
+
+
+def test_pretraining_slot_without_any_usable_sample_passes_and_moves_nothing() -> None:
+    learner = make_learner({"schedule": "pretrain", "pretrain_updates": 2})
+    update(learner)
+    before, rows = weights_of(learner), make_columns()
+    rows["obs"][:, 0] = 0  # padding at a game's start
+    counts = learner.update(to_rllib(rows), num_updates=1)["counts"]
+    assert counts == {"td_updates": 0, "aux_updates": 1, "slots": 2}
+    assert bit_equal(weights_of(learner), before)
+    assert update(learner)["counts"] == {"td_updates": 1, "aux_updates": 1, "slots": 3}
 
 
 @pytest.mark.parametrize("schedule", ["alternate", "joint"])

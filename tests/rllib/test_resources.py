@@ -1,7 +1,10 @@
 """What fits is found before Ray is asked, with a text a person can act on."""
 
 import os
+import socket
 import stat
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from hypothesis import strategies as st
 
 from rayssl.rllib import resources
 from rayssl.rllib.resources import (
+    check_cluster,
     check_runner_memory,
     ensure_auth_token,
     fit_runner_cpus,
@@ -231,6 +235,50 @@ def test_auth_token_of_a_concurrent_start_wins(home: Path, monkeypatch: pytest.M
     ensure_auth_token()
     assert [p.name for p in (home / ".ray").iterdir()] == ["auth_token"]
     assert (home / ".ray" / "auth_token").read_text() == "theirs"
+
+
+@pytest.fixture
+def listener() -> Iterator[str]:
+    """HOST:PORT of a socket that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("127.0.0.1:1", "Connection refused"),
+        ("nonsense", "no port"),
+        ("127.0.0.1:x", "no port"),
+        ("", "no port"),
+    ],
+)
+def test_address_where_nothing_listens_is_refused_at_once(address: str, reason: str) -> None:
+    with pytest.raises(ConnectionError) as error:
+        check_cluster(address)
+    assert str(error.value).startswith(f"Expected a Ray cluster at '{address}', got: ")
+    assert f"{reason}. Check the address (HOST:PORT), that the cluster is up" in str(error.value)
+
+
+def test_listener_that_is_no_ray_is_refused_after_the_timeout(listener: str) -> None:
+    with pytest.raises(ConnectionError, match=r"got: no answer of Ray within 0\.5 s\. Check"):
+        check_cluster(listener, timeout_s=0.5)
+
+
+def test_refusal_of_the_token_is_said_in_rays_own_words(
+    listener: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "Traceback\nAuthenticationError: token is incorrect. Ensure that the token is at length"
+    answer = subprocess.CompletedProcess([], 1, "", text)
+    monkeypatch.setattr(resources.subprocess, "run", lambda *args, **kwargs: answer)
+    with pytest.raises(ConnectionError, match=r"got: AuthenticationError: token is incorrect\. Ch"):
+        check_cluster(listener)
+
+
+def test_cluster_that_is_well_is_taken(listener: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = subprocess.CompletedProcess([], 0, "", "a warning")
+    monkeypatch.setattr(resources.subprocess, "run", lambda *args, **kwargs: answer)
+    check_cluster(listener)
 
 
 def test_resources_without_ray_say_to_connect(monkeypatch: pytest.MonkeyPatch) -> None:
