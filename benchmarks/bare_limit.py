@@ -1,0 +1,153 @@
+"""How fast this work can go at all: consoles, network and optimizer, and nothing else.
+
+No replay (batches are random rows of an array), no scores, no metrics, no checks, no Ray:
+
+    send actions | 2 compiled TD updates while 8 games play | receive | act by epsilon-greedy
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.measure import (
+    BATCH_SIZE,
+    EPSILON,
+    GAME,
+    GAMMA,
+    LEARNING_RATE,
+    MAX_GRAD_NORM,
+    NUM_ENVS,
+    STEPS_PER_UPDATE,
+    Figures,
+    Meter,
+    Turn,
+)
+from rayssl.envs.atari import AtariSettings, make_vector_env
+from rayssl.losses import double_q_td_error, td_loss
+from rayssl.networks import MultiHeadNetwork, make_atari_network
+from rayssl.rllib.learner import resolve_dtype
+
+SETTINGS = (
+    f"ale-py's AtariVectorEnv, {NUM_ENVS} games on one C++ thread, stepped during the updates; "
+    "Nature trunk, dueling double DQN, compiled, channels_last, bfloat16 where the CPU has it, "
+    "fused Adam; batches are random rows of an array that never changes"
+)
+TARGET_PERIOD_UPDATES = 250  # 1,000 steps, as rayssl's default
+SHAPE = (4, 84, 84)
+
+Batch = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def measure(turn: Turn) -> Figures:
+    """Returns the figures of one measurement."""
+    torch.manual_seed(turn.seed)
+    rng = np.random.default_rng(turn.seed)
+    env = make_vector_env(AtariSettings(GAME, num_envs=NUM_ENVS))
+    num_actions = int(env.single_action_space.n)
+    agent = Agent(num_actions, turn.compile)
+    actions = np.zeros(NUM_ENVS, np.int64)
+    env.reset(seed=turn.seed)
+    draw = batches(collect_states(env, turn.fill_steps, rng), num_actions, rng)
+    meter, steps, updates = Meter(turn), 0, 0
+    while meter.goes_on(steps, updates):
+        env.send(actions)
+        for _ in range(NUM_ENVS // STEPS_PER_UPDATE):
+            agent.update(draw())
+        obs = env.recv()[0]
+        actions = np.where(
+            rng.random(NUM_ENVS) < EPSILON, rng.integers(0, num_actions, NUM_ENVS), agent.act(obs)
+        )
+        steps, updates = steps + NUM_ENVS, updates + NUM_ENVS // STEPS_PER_UPDATE
+    env.close()
+    return meter.figures(None, sum(p.numel() for p in agent.net.parameters()))
+
+
+def collect_states(env: Any, steps: int, rng: np.random.Generator) -> np.ndarray:
+    """Returns the states of `steps` random steps, uint8 `[steps, 84, 84, 4]`: channels last.
+
+    So laid out the network reads them as they are; frames one after another must be interleaved.
+    """
+    states = []
+    for _ in range(max(1, steps // NUM_ENVS)):
+        obs = env.step(rng.integers(0, env.single_action_space.n, NUM_ENVS))[0]
+        states.append(obs.transpose(0, 2, 3, 1))
+    return np.ascontiguousarray(np.concatenate(states))
+
+
+def batches(states: np.ndarray, num_actions: int, rng: np.random.Generator) -> Callable[[], Batch]:
+    """Returns a function that draws (obs, next_obs, actions, rewards, discounts)."""
+    discounts = torch.full((BATCH_SIZE,), GAMMA)
+    rows = states.reshape(len(states), -1)
+
+    def draw() -> Batch:
+        chosen = rows[rng.integers(0, len(rows), 2 * BATCH_SIZE)]
+        both = torch.from_numpy(chosen).view(2, BATCH_SIZE, *SHAPE[1:], SHAPE[0])
+        obs, next_obs = both.permute(0, 1, 4, 2, 3)
+        actions = torch.from_numpy(rng.integers(0, num_actions, BATCH_SIZE))
+        rewards = torch.from_numpy(rng.integers(-1, 2, BATCH_SIZE).astype(np.float32))
+        return obs, next_obs, actions, rewards, discounts
+
+    return draw
+
+
+class Agent:
+    """A dueling double Q-network, its target and its Adam."""
+
+    def __init__(self, num_actions: int, compile_it: bool) -> None:
+        self.net: MultiHeadNetwork = make_atari_network(
+            "nature", num_actions=num_actions, aux_classes=0
+        )
+        self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._dtype = resolve_dtype("auto", torch.device("cpu"))
+        self._params = list(self.net.parameters())
+        self._adam = torch.optim.Adam(self._params, lr=LEARNING_RATE, fused=True)
+        self._loss = torch.compile(self._td_loss, dynamic=False) if compile_it else self._td_loss
+        self._greedy = torch.compile(self._argmax, dynamic=False) if compile_it else self._argmax
+        self._weights = torch.ones(BATCH_SIZE)
+        self._updates = 0
+        self._copy_target()
+
+    def update(self, batch: Batch) -> None:
+        """Makes one TD update."""
+        self._adam.zero_grad(set_to_none=True)
+        self._loss(self._target, *batch).backward()
+        nn.utils.clip_grad_norm_(self._params, MAX_GRAD_NORM)
+        self._adam.step()
+        self._updates += 1
+        if self._updates % TARGET_PERIOD_UPDATES == 0:
+            self._copy_target()
+
+    def act(self, obs: np.ndarray) -> np.ndarray:
+        """Returns greedy actions, int64 `[N]`, for uint8 `[N, 4, 84, 84]`."""
+        with torch.no_grad():
+            actions: np.ndarray = self._greedy(torch.from_numpy(obs)).numpy()
+        return actions
+
+    def _td_loss(
+        self,
+        target: dict[str, Tensor],
+        obs: Tensor,
+        next_obs: Tensor,
+        actions: Tensor,
+        rewards: Tensor,
+        discounts: Tensor,
+    ) -> Tensor:
+        """The Huber loss of one batch; the next states' forwards build no graph."""
+        params = self.net.cast_parameters(self._dtype)
+        with torch.no_grad():
+            q_t_value = self.net.call_with(target, next_obs, "q")
+            q_t_selector = self.net.call_with(params, next_obs, "q")
+        q_tm1 = self.net.call_with(params, obs, "q")
+        errors = double_q_td_error(q_tm1, actions, rewards, discounts, q_t_value, q_t_selector)
+        return td_loss(errors, self._weights)
+
+    def _argmax(self, obs: Tensor) -> Tensor:
+        return self.net.call_with(self.net.cast_parameters(self._dtype), obs, "q").argmax(dim=1)
+
+    def _copy_target(self) -> None:
+        with torch.no_grad():
+            params = self.net.cast_parameters(self._dtype)
+            self._target = {name: param.detach().clone() for name, param in params.items()}

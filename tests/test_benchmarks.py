@@ -1,0 +1,191 @@
+"""Each benchmark's main, with tiny numbers: the shape of what it saves, never how fast it was."""
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import measure, parts, replay, throughput, update_cost
+from benchmarks.measure import Meter, Turn
+
+
+@pytest.fixture(autouse=True)
+def keep_torch_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def saved_rows(path: Path) -> dict[str, dict[str, Any]]:
+    rows = json.loads(path.read_text())
+    assert isinstance(rows, list)
+    for row in rows:
+        assert {"command", "commit", "started", "versions", "machine"} <= row["run"].keys()
+        assert {"cpu", "cores"} <= row["run"]["machine"].keys()
+    return {row["name"]: row for row in rows}
+
+
+def assert_spread(figure: dict[str, float]) -> None:
+    assert list(figure) == ["min", "median", "max"]
+    assert figure["min"] <= figure["median"] <= figure["max"]
+
+
+def test_spread_is_smallest_median_largest() -> None:
+    assert measure.spread([3.0, 1.0, 8.0, 2.0]) == {"min": 1.0, "median": 2.5, "max": 8.0}
+
+
+def test_meter_counts_from_the_warm_up_to_the_first_look_after_the_window(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = iter([0.0, 100.0, 105.0, 112.0])
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(clock))
+    meter = Meter(Turn(seconds=10.0, warm_updates=2))
+    assert meter.goes_on(500, 1)  # compiling, for 100 s
+    assert meter.goes_on(1_000, 2, 2)
+    assert meter.goes_on(1_005, 3, 3)
+    assert not meter.goes_on(1_024, 8, 5)
+    figures = meter.figures(7.5, 10)
+    assert figures == (24 / 12, 6 / 12, 3 / 12, 12.0, 7.5, 10)
+
+
+def test_turn_about_gives_every_part_its_turn_before_any_gets_a_second() -> None:
+    tape: list[str] = []
+
+    def part(name: str) -> float:
+        tape.append(name)
+        return float(len(tape))
+
+    figures = measure.turn_about({n: partial(part, n) for n in "abc"}, repeats=2)
+    assert "".join(tape) == "abcabc"
+    assert figures == {"a": [1.0, 4.0], "b": [2.0, 5.0], "c": [3.0, 6.0]}
+
+
+@pytest.mark.slow
+def test_throughput_saves_spreads_ratios_and_settings_of_each_row(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "throughput.json"
+    words = "--only bare-limit,plain-loop --seconds 0.5 --repeats 1 --threads 1 --no-compile"
+    throughput.main(
+        [*words.split(), "--fill-steps", "64", "--warm-updates", "1", "--json", str(path)]
+    )
+    rows = saved_rows(path)
+    assert list(rows) == ["bare-limit", "plain-loop"]
+    for name, row in rows.items():
+        for key in ("env_steps_per_s", "updates_per_s", "peak_rss_mib"):
+            assert_spread(row[key])
+            assert row[key]["min"] > 0
+        assert row["settings"] == throughput.ROWS[name].settings
+        assert {"torch", "ray", "stable-baselines3", "ale-py"} <= row["run"]["versions"].keys()
+    assert rows["bare-limit"]["parameters"] == rows["plain-loop"]["parameters"]
+    assert rows["bare-limit"]["bytes_per_transition"] is None
+    assert rows["plain-loop"]["bytes_per_transition"]["median"] == 4 * 84 * 84 + 8 + 4 + 4 + 1
+    ratio = rows["bare-limit"]["ratio_to"]["plain-loop"]
+    assert ratio == pytest.approx(1 / rows["plain-loop"]["ratio_to"]["bare-limit"])
+
+
+def test_throughput_names_the_line_that_installs_a_missing_peer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(throughput, "find_spec", lambda name: None)
+    path = tmp_path / "throughput.json"
+    throughput.main(["--only", "sb3", "--json", str(path)])
+    row = saved_rows(path)["sb3"]
+    text = "stable_baselines3, cv2 is not installed: pip install -e '.[bench]'"
+    assert row["skipped"] == text
+    assert "env_steps_per_s" not in row
+    assert text in capsys.readouterr().err
+
+
+def test_throughput_goes_on_after_a_row_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = dict.fromkeys(throughput.MEASURED, 2.0)
+
+    def measured(name: str, turn: Turn) -> dict[str, Any]:
+        if name == "rllib-dqn":
+            raise RuntimeError("KeyError: 'obs'")
+        return figures
+
+    monkeypatch.setattr(throughput, "measure_in_child", measured)
+    path = tmp_path / "throughput.json"
+    with pytest.raises(SystemExit) as stop:
+        throughput.main(["--only", "rllib-dqn,rayssl-none", "--json", str(path)])
+    assert stop.value.code == 1
+    rows = saved_rows(path)
+    assert rows["rllib-dqn"]["failed"] == "KeyError: 'obs'"
+    assert rows["rayssl-none"]["env_steps_per_s"]["median"] == 2.0
+
+
+def test_throughput_refuses_an_unknown_row(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        throughput.main(["--only", "sb4"])
+    assert stop.value.code == 2
+    assert "Unknown row 'sb4'. Available: rayssl-none, " in capsys.readouterr().err
+
+
+def test_error_line_is_the_last_that_names_an_error() -> None:
+    text = "Traceback:\n  File x\nray.exceptions.RayError: gone\n\n(raylet) bye\n"
+    assert throughput.error_line(text) == "ray.exceptions.RayError: gone"
+    assert throughput.error_line("Killed\n") == "Killed"
+    assert throughput.error_line("") == ""
+
+
+def test_update_cost_saves_times_and_ratios_to_a_td_update(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(update_cost, "UPDATES_A_CALL", 2)
+    path = tmp_path / "update_cost.json"
+    words = "--updates 2 --repeats 2 --threads 1 --no-compile --json"
+    update_cost.main([*words.split(), str(path)])
+    rows = saved_rows(path)
+    assert list(rows) == [
+        "td", "td+permutation 1:1", "aux permutation", "td+rotation 1:1", "aux rotation",
+    ]  # fmt: skip
+    for row in rows.values():
+        assert_spread(row["ms"])
+        assert_spread(row["ratio_to_td"])
+    assert rows["td"]["ratio_to_td"] == {"min": 1.0, "median": 1.0, "max": 1.0}
+
+
+def test_replay_saves_times_and_bytes_of_both_kinds(tmp_path: Path) -> None:
+    path = tmp_path / "replay.json"
+    replay.main(["--samples", "20", "--repeats", "2", "--capacity", "1200", "--json", str(path)])
+    rows = saved_rows(path)
+    assert list(rows) == ["uniform", "prioritized"]
+    for row in rows.values():
+        for key in ("sample_ms", "add_us_per_step", "bytes_per_transition"):
+            assert_spread(row[key])
+    assert "update_priorities_ms" in rows["prioritized"]
+    assert rows["uniform"]["bytes_per_transition"]["median"] == 84 * 84 + 6
+
+
+def test_parts_derive_the_number_of_workers_that_the_learner_can_serve() -> None:
+    figures: dict[str, list[Any]] = {
+        "runner": [400.0, 500.0],  # steps/s
+        "updates none": [50.0, 250.0],
+        "intake": [(4000.0, 30.0), (4000.0, 30.0)],
+    }
+    rows = {row["name"]: row["figure"] for row in parts.table_rows(figures)}
+    assert rows["runner"]["max"] == 2_000.0  # frames
+    assert rows["learner's limit, task none"] == {"min": 0.5, "median": 1.25, "max": 2.0}
+    assert rows["intake's limit"] == {"min": 8.0, "median": 9.0, "max": 10.0}
+    assert rows["intake, CPU"]["median"] == 30.0
+
+
+@pytest.mark.slow
+def test_parts_saves_every_part(
+    ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "MAX_UPDATES_A_CALL", 2)
+    monkeypatch.setattr(parts, "ROWS_BEFORE_UPDATES", 256)
+    path = tmp_path / "parts.json"
+    words = "--seconds 0.2 --repeats 1 --runners 1 --threads 1 --no-compile --json"
+    parts.main([*words.split(), str(path)])
+    rows = saved_rows(path)
+    assert {"runner", "intake", "weights, push", "weights, set"} <= rows.keys()
+    for row in rows.values():
+        assert_spread(row["figure"])
+        assert row["unit"]
