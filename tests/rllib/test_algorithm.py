@@ -15,7 +15,6 @@ from rayssl.rllib.algorithm import AuxDQN
 from rayssl.rllib.checkpoint import MANIFEST, MODEL, REPLAY
 from rayssl.rllib.config import AuxDQNConfig
 
-
 Build = Callable[[AuxDQNConfig], AuxDQN]
 
 
