@@ -32,25 +32,29 @@ class Settings:
 
 def run_row(folder: Path, rows: pd.DataFrame, above: float) -> dict[str, Any]:
     """Returns one run's row of the table."""
-    saved = json.loads((folder / "settings.json").read_text())
-    settings, last = saved["settings"], rows.iloc[-1]
-    crossed = rows[rows["score_mean_100"] > above]
-    best = rows["score_mean_100"].max()
-    return {
-        "game": settings["game"],
-        "task": settings["aux_task"],
-        "seed": settings["seed"],
-        "steps": int(last["env_steps"]),
-        "TD / aux updates": f"{int(last['td_updates']):,} / {int(last['aux_updates']):,}",
-        "last score": last["score_mean_100"],
-        "best score": best,
-        f"first above {above:g}": int(crossed["env_steps"].iloc[0]) if len(crossed) else None,
-        "aux accuracy": last.get("aux_accuracy"),
-        "minutes": last["wall_s"] / 60,
-        "commit": ", ".join(dict.fromkeys(str(start["commit"]) for start in saved["starts"]))
-        if "starts" in saved
-        else saved["commit"],
-    }
+    last = rows.iloc[-1]
+    try:
+        saved = json.loads((folder / "settings.json").read_text())
+        settings, starts = saved["settings"], saved.get("starts", [saved])
+        crossed = rows[rows["score_mean_100"] > above]
+        return {
+            "game": settings["game"],
+            "task": settings["aux_task"],
+            "seed": settings["seed"],
+            "steps": int(last["env_steps"]),
+            "TD / aux updates": f"{int(last['td_updates']):,} / {int(last['aux_updates']):,}",
+            "last score": last["score_mean_100"],
+            "best score": rows["score_mean_100"].max(),
+            f"first above {above:g}": int(crossed["env_steps"].iloc[0]) if len(crossed) else None,
+            "aux accuracy": last.get("aux_accuracy"),
+            "minutes": last["wall_s"] / 60,
+            "commit": ", ".join(dict.fromkeys(str(start["commit"]) for start in starts)),
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"Expected in {folder} settings.json and progress.csv as experiments/atari.py writes "
+            f"them, got {type(error).__name__}: {error}. Leave this folder out, or copy all of it."
+        ) from error
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -64,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         check_writable(settings.out)
     except (ValueError, OSError) as error:
         refuse(error)
-    named = {folder.name: rows for folder, rows in runs.items()}
+    short = {folder.name for folder in runs}
+    named = {f.name if len(short) == len(runs) else str(f): rows for f, rows in runs.items()}
     curves = plot_learning_curves(named, settings.out / "curves.png")
     text = (
         "Scores are means of the last 100 whole training games, unclipped, exploration on.\n\n"

@@ -22,7 +22,7 @@ def read_run(folder: str | Path) -> pd.DataFrame:
 
     Raises:
       FileNotFoundError: if the folder holds no progress.csv.
-      ValueError: if that holds no row yet.
+      ValueError: if that holds no row yet, or is not the log of a run.
     """
     path = Path(folder) / "progress.csv"
     if not path.is_file():
@@ -31,7 +31,14 @@ def read_run(folder: str | Path) -> pd.DataFrame:
     whole = text[: text.rfind("\n") + 1]
     if whole.count("\n") < 2:
         raise ValueError(f"{path} holds no row yet: wait for the run's first report.")
-    rows = pd.read_csv(io.StringIO(whole)).drop_duplicates("env_steps", keep="last")
+    rows = pd.read_csv(io.StringIO(whole))
+    if "env_steps" not in rows:
+        found = ", ".join(map(str, rows.columns[:5]))
+        raise ValueError(
+            f"Expected {path} with a column env_steps, got {found}. "
+            "Pass the folder of a run of experiments/atari.py."
+        )
+    rows = rows.drop_duplicates("env_steps", keep="last")
     return rows.sort_values("env_steps", ignore_index=True)
 
 

@@ -229,6 +229,11 @@ class AuxDQNConfig(AlgorithmConfig):
           ValueError: for an unknown game or field, or two different numbers of games.
         """
         known = {field.name for field in fields(AtariSettings)}
+        if not isinstance(self.env_config, dict):
+            raise ValueError(
+                "env_config must be a dict of AtariSettings' fields, got "
+                f"{self.env_config!r}. Leave it out for the defaults."
+            )
         unknown = set(self.env_config) - known
         if unknown:
             raise ValueError(
