@@ -103,7 +103,7 @@ def parse(argv: Sequence[str] | None = None) -> MnistRun:
     if not path.is_file():
         raise FileNotFoundError(f"{run.resume} is not the folder of an experiment: no {path.name}.")
     try:
-        values = json.loads(path.read_text())["settings"]
+        values = dict(json.loads(path.read_text())["settings"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}). Start anew with --name.") from error
     known = {f.name for f in dataclasses.fields(MnistRun)}
@@ -133,6 +133,9 @@ def trials(run: MnistRun) -> list[dict[str, Any]]:
             raise ValueError(
                 f"--{name.replace('_', '-')} must be {least} or more, got {getattr(run, name)}."
             )
+    for name in ("protocol", "aux_task", "aux_weight"):
+        if not getattr(run, name):
+            raise ValueError(f"--{name.replace('_', '-')} needs at least one value, got none.")
     found: dict[str, dict[str, Any]] = {}
     for seed in range(run.seeds):
         for protocol in run.protocol:
@@ -153,8 +156,11 @@ def trials(run: MnistRun) -> list[dict[str, Any]]:
 def pending(folder: Path, configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the configs of trials that have not finished, each with its newest checkpoint."""
     rows = read_epochs(folder)
-    finished = {row["trial"] for row in rows if row["epoch"] == row["epochs"]}
-    left = [config for config in configs if trial_name(config) not in finished]
+    left = [
+        config
+        for config in configs
+        if len([row for row in rows if row["trial"] == trial_name(config)]) < config["epochs"]
+    ]
     for config in left:
         checkpoint = newest_checkpoint(folder, trial_name(config))
         config["restore_from"] = str(checkpoint.resolve()) if checkpoint else None
@@ -205,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> str:
         run = parse(argv)
         configs = trials(run)
         folder = run.resume or run.results_dir / (run.name or run.dataset)
-        if run.name is not None and Path(run.name).name != run.name:
+        if run.name is not None and (Path(run.name).name != run.name or run.name == ".."):
             raise ValueError(
                 f"--name must be a plain folder name, got '{run.name}'. See --results-dir."
             )

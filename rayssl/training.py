@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from rayssl.networks import MultiHeadNetwork, make_mnist_network
 from rayssl.tasks import PretextTask, make_task
 
 EVAL_BATCH = 1_000  # images; the test set's order never changes, so it has no effect on results
+DRAWS_SEED = 2**31  # added to a run's seed; see ClassifierTraining
 ClassOn = Literal["upright", "copies"]
 AuxCopies = Literal["one", "all"]
 Selection = Literal["best-test", "last", "best-validation"]
@@ -100,6 +101,16 @@ class ClassifierSettings:
             )
         if self.aux_task != "none":
             make_task(self.aux_task)
+        closed = {
+            "aux_copies": (None, *get_args(AuxCopies)),
+            "compute_dtype": get_args(ComputeDtype),
+        }
+        for name, choices in closed.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(map(str, choices))}, got "
+                    f"{getattr(self, name)!r}."
+                )
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}.")
@@ -161,7 +172,9 @@ class ClassifierTraining:
         )
         self.optimizer = torch.optim.Adadelta(self.network.parameters(), lr=settings.lr)
         self._order = torch.Generator().manual_seed(settings.seed)
-        self._draws = torch.Generator(self.device).manual_seed(settings.seed)
+        # Not the order's seed: both would draw the same numbers, and in the first epoch an image's
+        # rotation would follow from its place in the data set.
+        self._draws = torch.Generator(self.device).manual_seed(settings.seed + DRAWS_SEED)
         self._best_score = -1.0
         self._best_state: dict[str, Tensor] | None = None
         self.selected_epoch = 0
@@ -363,7 +376,7 @@ class ClassifierTraining:
         counts = torch.bincount(y * self.num_classes + predicted, minlength=self.num_classes**2)
         confusion = counts.view(self.num_classes, self.num_classes)
         metrics: dict[str, Any] = {
-            "test_accuracy": float(confusion.trace() / len(y)),
+            "test_accuracy": int(confusion.trace()) / len(y),
             "test_confusion": confusion.tolist(),
         }
         if self.task:

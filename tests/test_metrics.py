@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from rayssl.metrics import TABLE_IV, accuracy, per_class_accuracy, summarize_scores
+from rayssl.metrics import (
+    TABLE_I,
+    TABLE_II,
+    TABLE_IV,
+    accuracy,
+    mean_interval,
+    per_class_accuracy,
+    summarize_scores,
+)
 
 
 def test_summary_of_eight_scores_by_hand() -> None:
@@ -177,3 +185,66 @@ def test_table_iv_is_the_papers() -> None:
         (agent.strip(), {"Pong": float(pong), "Breakout": float(breakout)})
         for agent, pong, breakout in rows
     ]
+
+
+def test_table_i_is_the_papers() -> None:
+    # "MNIST 99.19", "MNIST with Self-Supervision 98.45"
+    assert TABLE_I == {"none": 99.19, "rotation": 98.45}
+
+
+def test_table_ii_is_the_papers() -> None:
+    printed = """
+        0  99.8   99.39
+        1  99.65  99.56
+        2  99.32  98.93
+        3  99.6   98.61
+        4  98.88  98.68
+        5  98.99  97.98
+        6  98.96  97.7
+        7  99.12  97.67
+        8  98.97  98.25
+        9  98.51  97.52
+    """
+    rows = [line.split() for line in printed.strip().splitlines()]
+    assert [int(digit) for digit, _, _ in rows] == list(range(10))
+    assert list(TABLE_II) == ["none", "rotation"]
+    assert TABLE_II["none"] == tuple(float(none) for _, none, _ in rows)
+    assert TABLE_II["rotation"] == tuple(float(rotation) for _, _, rotation in rows)
+
+
+# Mean and interval over seeds
+
+
+def test_mean_interval_is_students_t_by_hand() -> None:
+    # mean 2, sample deviation 1, t of 2 degrees of freedom at 97.5% is 4.302653 (any t table)
+    half_width = 4.302653 / math.sqrt(3)
+    found = mean_interval([1.0, 2.0, 3.0])
+    assert found == pytest.approx((2, 2 - half_width, 2 + half_width), rel=1e-6)
+
+
+def test_mean_interval_of_two_values_at_50_percent_ends_at_the_values() -> None:
+    # With 1 degree of freedom (Cauchy) t at 75% is 1, and std / sqrt(2) is half the distance.
+    assert mean_interval([3.0, 7.0], confidence=0.5) == pytest.approx((5, 3, 7))
+
+
+def test_mean_interval_covers_the_true_mean_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    found = [mean_interval(rng.normal(7, 3, size=5).tolist()) for _ in range(1000)]
+    assert np.mean([low < 7 < high for _, low, high in found]) == pytest.approx(0.95, abs=0.02)
+
+
+def test_one_value_has_a_mean_and_no_interval() -> None:
+    mean, low, high = mean_interval([98.5])
+    assert mean == 98.5
+    assert math.isnan(low)
+    assert math.isnan(high)
+
+
+def test_equal_values_have_the_interval_of_that_value() -> None:
+    assert mean_interval([98.5, 98.5, 98.5]) == (98.5, 98.5, 98.5)
+
+
+@pytest.mark.parametrize("values", [[], [1.0, math.nan], [math.inf], [[1.0, 2.0]]])
+def test_mean_interval_refuses_what_has_no_mean(values: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"^Expected at least one finite value in one dimension"):
+        mean_interval(values)

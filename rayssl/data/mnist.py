@@ -7,6 +7,7 @@ is read as far as it goes (`read_image_file`, `strict=False`), and only download
 import gzip
 import hashlib
 import os
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -117,7 +118,7 @@ def _read(folder: Path, name: str, md5: str | None) -> Tensor:
     assert path is not None
     try:
         raw = path.read_bytes() if path.suffix != ".gz" else gzip.decompress(path.read_bytes())
-    except (OSError, EOFError, gzip.BadGzipFile) as error:
+    except (OSError, EOFError, zlib.error) as error:  # BadGzipFile is an OSError
         raise ValueError(_damaged(path, f"it cannot be unpacked ({error})")) from error
     dims = 3 if "images" in name else 1
     header = 4 * (1 + dims)
@@ -133,7 +134,8 @@ def _read(folder: Path, name: str, md5: str | None) -> Tensor:
             _damaged(path, f"expected MD5 {md5}, got {found}")
             + " For a data set of your own in this format pass --no-verify."
         )
-    return torch.frombuffer(bytearray(raw), dtype=torch.uint8, offset=header).view(shape)
+    # Not offset=header: PyTorch refuses a buffer that ends there, which one of no images does.
+    return torch.frombuffer(bytearray(raw), dtype=torch.uint8)[header:].view(shape)
 
 
 def _check_pair(folder: Path, part: str, x: Tensor, y: Tensor) -> None:
