@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from experiments import mnist
+from rayssl.cli import git_commit
 from rayssl.data import ImageSplits, load_dataset
 from rayssl.data.mnist import FILES
 from rayssl.report import read_epochs
@@ -336,7 +337,7 @@ def test_experiment_ends_with_tables_curves_and_what_made_them(resumed: Killed) 
     saved = json.loads((folder / "settings.json").read_text())
     assert saved["settings"]["epochs"] == 4
     assert saved["settings"]["data_dir"] == str(folder.parent / "data")
-    assert saved["commit"]
+    assert saved["commit"] == git_commit()
     first, second = saved["starts"]
     assert "experiments/mnist.py --epochs 4" in first["command"]
     assert f"--resume {folder}" in second["command"]
