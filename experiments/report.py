@@ -1,8 +1,10 @@
-"""Compares training runs: one table (markdown) and one figure of their curves (PNG).
+"""Compares training runs: tables (markdown) and one figure of their curves (PNG).
 
     python experiments/report.py results/local/pong-none-s0 results/local/pong-permutation-s0
+    python experiments/report.py results/local/mnist
 
-Figure 10 of the paper. Every number is read from the runs' own logs and settings.
+Figure 10 of the paper; for an experiment of mnist.py Tables I and II and Figure 8, of the trials
+that have finished. Every number is read from the runs' own logs and settings.
 """
 
 import json
@@ -14,8 +16,9 @@ from typing import Any
 import pandas as pd
 import tyro
 
+from rayssl.classification_report import classification_report, plot_classification
 from rayssl.cli import check_writable, refuse
-from rayssl.report import markdown_table, plot_learning_curves, read_run
+from rayssl.report import markdown_table, plot_learning_curves, read_epochs, read_run
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Settings:
     """Compares training runs: one table and one figure."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders of runs, as experiments/atari.py printed them."""
+    """Folders of runs, as experiments/atari.py printed them, or one of experiments/mnist.py."""
     out: Path = Path("results/local/report")
     """Folder for report.md and curves.png."""
     above: float = -5.0
@@ -57,12 +60,41 @@ def run_row(folder: Path, rows: pd.DataFrame, above: float) -> dict[str, Any]:
         ) from error
 
 
+def report_classification(folder: Path, out: Path) -> None:
+    """Writes and prints the tables and the figure of an experiment's finished trials.
+
+    Raises:
+      ValueError: if settings.json is not that of experiments/mnist.py.
+    """
+    try:
+        dataset = json.loads((folder / "settings.json").read_text())["settings"]["dataset"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"Expected {folder / 'settings.json'} as experiments/mnist.py writes it, got "
+            f"{type(error).__name__}: {error}. Copy the whole folder of the experiment."
+        ) from error
+    rows = read_epochs(folder)
+    text = classification_report(rows, dataset=dataset)
+    check_writable(out)
+    curves = plot_classification(rows, out / "curves.png", title=dataset)
+    (out / "report.md").write_text(f"{text}\n\n![curves]({curves.name})\n")
+    print(f"{text}\n\n{out / 'report.md'}")
+
+
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Writes the report and returns the table's rows."""
+    """Writes the report; returns the table's rows of games, none for a classification."""
     settings = tyro.cli(Settings, args=argv)
     try:
         if not settings.runs:
             raise ValueError("No runs given. Pass the folders of one or more runs.")
+        if any((folder / "epochs.jsonl").is_file() for folder in settings.runs):
+            if len(settings.runs) > 1:
+                raise ValueError(
+                    f"Expected one folder of experiments/mnist.py, got {len(settings.runs)}. Its "
+                    "arms and seeds stand in one experiment: pass one at a time."
+                )
+            report_classification(settings.runs[0], settings.out)
+            return []
         runs = {folder: read_run(folder) for folder in settings.runs}
         table = [run_row(folder, rows, settings.above) for folder, rows in runs.items()]
         check_writable(settings.out)

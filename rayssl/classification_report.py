@@ -15,6 +15,7 @@ from rayssl.metrics import TABLE_I, TABLE_II, MeanInterval, mean_interval
 from rayssl.report import COLOURS, markdown_table
 
 Epoch = Mapping[str, Any]  # a row of read_epochs
+DIGITS = ("mnist", "digits")  # whose class k is the digit k
 PAIRS = ((2, 5), (5, 2), (6, 9), (9, 6))  # section VI-A: half turns of one another
 SELECTED = {
     "paper": "best test epoch",
@@ -104,9 +105,12 @@ def classification_report(rows: Sequence[Epoch], *, dataset: str) -> str:
         markdown_table(differences) if differences else "Needs an arm `none`.",
         "### Test accuracy of each class in percent (Table II)",
         markdown_table(_table_2(arms, dataset)),
-        "### Test images taken for their half turn (label -> prediction), mean count a seed",
-        markdown_table(_half_turns(arms)),
-    ]  # fmt: skip
+    ]
+    if dataset in DIGITS:
+        parts += [
+            "### Test images taken for their half turn (label -> prediction), mean count a seed",
+            markdown_table(_half_turns(arms)),
+        ]
     pretext = _pretext(arms)
     if pretext:
         parts += ["### Accuracy of the pretext head for each class in percent",

@@ -68,3 +68,22 @@ def test_folder_that_is_no_run_is_one_line_and_nothing_is_written(
     assert (stop.value.code, out, err.count("\n")) == (2, "", 1)
     assert text in err
     assert not (tmp_path / "out").exists()
+
+
+def test_experiment_of_mnist_becomes_its_tables_and_figure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    epoch = {
+        "trial": "paper-none-s0", "protocol": "paper", "aux_task": "none", "aux_weight": 1.0,
+        "seed": 0, "epoch": 1, "epochs": 1, "selected_epoch": 1, "loss": 0.5, "test_accuracy": 0.75,
+        "test_confusion": [[3 * (i == j) + (i == j + 1) for j in range(10)] for i in range(10)],
+    }  # fmt: skip
+    folder = run_folder(tmp_path / "a", settings={"settings": {"dataset": "digits"}})
+    (folder / "epochs.jsonl").write_text(json.dumps(epoch) + "\n")
+    assert report.main([str(folder), "--out", str(tmp_path / "out")]) == []
+    assert "| paper    | none         | 1     |" in capsys.readouterr().out
+    assert "75.00" in (tmp_path / "out" / "report.md").read_text()
+    assert (tmp_path / "out" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit):
+        report.main([str(folder), str(folder), "--out", str(tmp_path / "out")])
+    assert "pass one at a time" in capsys.readouterr().err
