@@ -30,7 +30,7 @@ from rayssl.envs.atari import game_title, rom_id
 from rayssl.metrics import TABLE_IV
 from rayssl.presets import AtariRun
 from rayssl.replay import check_memory
-from rayssl.report import markdown_table, plot_learning_curves, read_run
+from rayssl.report import markdown_table, plot_learning_curves, read_run, time_shares
 from rayssl.rllib.algorithm import AuxDQN
 from rayssl.rllib.checkpoint import MANIFEST, MODEL_SETTINGS, damage, newest_whole_checkpoint
 from rayssl.rllib.config import AuxDQNConfig
@@ -194,8 +194,8 @@ def summarise(run: AtariRun, folder: Path, checkpoint: Path | None) -> dict[str,
         "minutes": last["wall_s"] / 60,
     }  # fmt: skip
     print("\n" + markdown_table([row]))
-    times = {k.removeprefix("time_"): last[k] for k in rows if k.startswith("time_")}
-    print("time: " + ", ".join(f"{k} {v:.0%}" for k, v in times.items() if v == v))
+    parts = time_shares(rows).items()
+    print("time: " + ", ".join(f"{part} {share:.1%}" for part, share in parts))
     print(f"curve: {curve}\nlogs: {folder} (tensorboard --logdir {folder / 'tb'})")
     print(f"checkpoint: {checkpoint or 'none'}", flush=True)
     return row

@@ -73,6 +73,7 @@ class AuxDQN(Algorithm):
         self._last_ping = 0.0
         self._stats: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
         self._seconds: dict[str, float] = defaultdict(float)
+        self._last_report: float | None = None  # time of the last result
         self.replay = self._make_replay(config)
         super().setup(config)
         self._push_weights()
@@ -83,7 +84,10 @@ class AuxDQN(Algorithm):
         """Samples `steps_per_iteration` agent steps and makes the updates that they are due."""
         self._stats.clear()
         self._seconds.clear()
-        self._iteration_start = time.perf_counter(), self._env_steps, self._updates_made()
+        now = time.perf_counter()
+        start = now if self._last_report is None else self._last_report
+        self._seconds["logging"] = now - start  # of the last report, and of a checkpoint
+        self._iteration_start = start, self._env_steps, self._updates_made()
         # Checkpoints fall between iterations: a resumed runner starts with the same weights.
         self._push_weights()
         target = self._env_steps + self.config.steps_per_iteration
@@ -271,7 +275,8 @@ class AuxDQN(Algorithm):
         """RLlib's results, with ours flat beside them; README explains each."""
         results = super()._compile_iteration_results(**kwargs)
         start, steps, updates = self._iteration_start
-        wall = time.perf_counter() - start
+        self._last_report = time.perf_counter()
+        wall = self._last_report - start
         mean = {name: total / count for name, (total, count) in self._stats.items() if count}
         results.update(mean)
         results.update(
