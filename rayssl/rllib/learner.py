@@ -45,6 +45,15 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def skip_filling_of_new_tensors() -> None:
+    """Lets deterministic mode, which RLlib switches on with a seed, leave new tensors unwritten.
+
+    It would fill the output of every convolution with NaN before it is computed. Results are the
+    same: nothing here reads a tensor before it is written.
+    """
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
 class AuxDQNLearner(TorchLearner):
     """Double Q-learning with an auxiliary task on the trunk.
 
@@ -55,13 +64,14 @@ class AuxDQNLearner(TorchLearner):
     def build(self) -> None:
         """Builds module and optimizers, then the (compiled) losses and the task."""
         torch.set_num_threads(self.config.learner_threads)
+        skip_filling_of_new_tensors()
         super().build()
         config = self.config
         self._net: MultiHeadNetwork = self._module[DEFAULT_MODULE_ID].net
         self._dtype = resolve_dtype(config.compute_dtype, self._device)
         self._task = make_task(config.aux_task) if config.aux_task else None
         self._generator = torch.Generator(self._device)
-        self._generator.manual_seed((config.seed or 0) + 7919 * (1 + self._rank()))
+        self._generator.manual_seed((config.seed or 0) + 7919)  # the same in every learner
         self._slot = 0  # slots of the schedule that are done
         self._td_updates = 0
         self._aux_updates = 0
@@ -222,7 +232,7 @@ class AuxDQNLearner(TorchLearner):
         """Pretext loss of a batch; None if no sample of any learner carries a label."""
         assert self._task is not None  # without a task the schedule has TD updates only
         usable = self._task.usable(obs)
-        x_hat, y_hat = self._task(obs, generator=self._generator)
+        x_hat, y_hat = self._draw(obs)
         self._log(aux_left_out=1 - usable.float().mean())
         share = self._usable_share(usable)
         if share is None:
@@ -231,6 +241,16 @@ class AuxDQNLearner(TorchLearner):
         self._log(aux_loss=loss)
         self._stats["aux_accuracy"].append(torch.stack([correct, usable.sum().float()]))
         return loss
+
+    def _draw(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """The task's transforms of this learner's shard, and their labels.
+
+        Every learner draws for all shards in turn and keeps its own: together they draw what one
+        learner draws for the joint batch.
+        """
+        assert self._task is not None
+        shards = [self._task(obs, generator=self._generator) for _ in range(self._world_size())]
+        return shards[self._rank()]
 
     def _td_forward(
         self,
@@ -330,6 +350,9 @@ class AuxDQNLearner(TorchLearner):
     def _rank(self) -> int:
         return torch.distributed.get_rank() if self.distributed else 0
 
+    def _world_size(self) -> int:
+        return torch.distributed.get_world_size() if self.distributed else 1
+
     def _broadcast_parameters(self) -> None:
         for tensor in self._module[DEFAULT_MODULE_ID].state_dict().values():
             torch.distributed.broadcast(tensor, src=0)
@@ -345,7 +368,7 @@ class AuxDQNLearner(TorchLearner):
             return None
         if not self.distributed:
             return torch.ones_like(own)
-        return own * torch.distributed.get_world_size() / total
+        return own * self._world_size() / total
 
     def get_state(self, *args: Any, **kwargs: Any) -> StateDict:
         """Returns RLlib's learner state and ours: counters, aux parity, the task's generator."""
