@@ -64,7 +64,8 @@ def build_config(run: AtariRun) -> AuxDQNConfig:
             network=run.network, lr=run.lr, adam_epsilon=run.adam_epsilon, gamma=run.gamma,
             n_step=run.n_step, double_q=run.double_q, replay_ratio=run.replay_ratio,
             train_batch_size_per_learner=run.batch_size // max(1, run.num_learners),
-            replay_capacity_steps=run.replay_capacity, learning_starts_steps=run.learning_starts,
+            replay_capacity_steps=run.replay_capacity, replay_device=run.replay_device,
+            learning_starts_steps=run.learning_starts,
             target_update_freq=run.target_every, target_update_unit=run.target_unit,
             grad_clip=run.grad_clip, grad_clip_by=run.grad_clip_by,
             epsilon=(1.0, run.epsilon_end, run.epsilon_steps), prioritized=run.prioritized,
@@ -97,6 +98,11 @@ def check_run(run: AtariRun, folder: Path) -> None:
     if run.name is not None and (Path(run.name).name != run.name or run.name == ".."):
         raise ValueError(
             f"--name must be a plain folder name, got '{run.name}'. See --results-dir."
+        )
+    if run.replay_device == "learner" and not run.num_gpus:
+        raise ValueError(
+            "--replay-device learner keeps frames in a GPU's memory: pass --num-gpus 1, or leave "
+            "it out."
         )
     if run.num_learners > 1 and run.batch_size % run.num_learners:
         raise ValueError(
@@ -143,7 +149,8 @@ def place(config: AuxDQNConfig, run: AtariRun, local: bool) -> str | None:
     config.num_cpus_per_env_runner = fit.cpus_per_runner
     if local:
         check_runner_memory(run.num_workers)
-        check_memory(run.replay_capacity, (run.frame_size, run.frame_size), run.prioritized)
+        if run.replay_device == "host":
+            check_memory(run.replay_capacity, (run.frame_size, run.frame_size), run.prioritized)
     return fit.message
 
 

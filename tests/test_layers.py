@@ -15,7 +15,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "rayssl"
 
 LAYERS = [
-    {"losses", "schedules", "metrics", "replay", "tasks", "envs", "data"},
+    {"losses", "schedules", "metrics", "replay", "device_frames", "tasks", "envs", "data"},
     {"backbones", "networks"},
     {"bigan", "attribution", "evaluation", "probing", "training"},
     {"rllib", "trainables"},

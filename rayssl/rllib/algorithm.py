@@ -11,8 +11,9 @@ import json
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODUL
 from ray.rllib.core.columns import Columns
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from ray.rllib.utils.framework import get_device
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
     EPISODE_RETURN_MEAN,
@@ -31,7 +33,8 @@ from ray.rllib.utils.metrics import (
 )
 from ray.rllib.utils.typing import ResultDict, StateDict
 
-from rayssl.replay import Batch, FrameReplay, check_memory
+from rayssl.device_frames import DeviceFrames
+from rayssl.replay import Batch, FrameReplay, FrameStore, HostFrames
 from rayssl.rllib.checkpoint import MODEL, MODEL_SETTINGS, REPLAY, damage, write_manifest
 from rayssl.rllib.config import AuxDQNConfig
 from rayssl.rllib.env_runner import Rollout
@@ -394,7 +397,10 @@ class AuxDQN(Algorithm):
 
     def _make_replay(self, config: AuxDQNConfig) -> FrameReplay:
         size = config.atari_settings().frame_size
-        check_memory(config.replay_capacity_steps, (size, size), config.prioritized)
+        make_frames: Callable[[int, int], FrameStore] = HostFrames
+        if config.replay_device == "learner":
+            device = get_device(config, config.num_gpus_per_learner)
+            make_frames = partial(DeviceFrames, device=device)
         return FrameReplay(
             config.replay_capacity_steps,
             num_lanes=config.num_lanes,
@@ -407,6 +413,7 @@ class AuxDQN(Algorithm):
             prioritized=config.prioritized,
             alpha=config.priority_alpha,
             seed=config.seed,
+            make_frames=make_frames,
         )
 
     def _busy_seconds(self) -> float:

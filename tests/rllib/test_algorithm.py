@@ -11,6 +11,7 @@ import pytest
 import ray
 import torch
 
+from rayssl.device_frames import DeviceFrames
 from rayssl.rllib.algorithm import AuxDQN, _to_rllib
 from rayssl.rllib.checkpoint import MANIFEST, MODEL, REPLAY
 from rayssl.rllib.config import AuxDQNConfig
@@ -249,6 +250,16 @@ def test_two_learners_equal_one_with_the_joint_batch_to_float_tolerance(build: B
         # Adam divides by the gradient's size: where that is near 0, rounding decides its sign.
         apart = (both[name] - value).abs()
         assert apart.mean() < 1e-3 * step, name
+
+
+def test_run_with_frames_on_the_learners_device_equals_one_with_frames_in_memory(
+    build: Build,
+) -> None:
+    host, device = (build(make_config().training(replay_device=d)) for d in ("host", "learner"))
+    assert isinstance(device.replay._frames, DeviceFrames)
+    results = [[algo.train() for _ in range(3)][-1] for algo in (host, device)]
+    assert results[0]["td_updates"] == results[1]["td_updates"] > 0
+    assert_equal(weights(host), weights(device))
 
 
 def test_replay_that_exceeds_memory_is_refused_before_anything_starts(ray_local: None) -> None:
