@@ -32,7 +32,13 @@ from rayssl.presets import AtariRun
 from rayssl.replay import check_memory
 from rayssl.report import markdown_table, plot_learning_curves, read_run
 from rayssl.rllib.algorithm import AuxDQN
-from rayssl.rllib.checkpoint import MANIFEST, MODEL_SETTINGS, damage, newest_whole_checkpoint
+from rayssl.rllib.checkpoint import (
+    MANIFEST,
+    MODEL_SETTINGS,
+    damage,
+    hidden_code,
+    newest_whole_checkpoint,
+)
 from rayssl.rllib.config import AuxDQNConfig
 from rayssl.rllib.resources import (
     check_runner_memory,
@@ -117,6 +123,8 @@ def go_on(run: AtariRun, folder: Path, config: AuxDQNConfig) -> int:
             )
         print(f"{folder} has no whole checkpoint: starting over", flush=True)
         return 0
+    if code := hidden_code(checkpoint):
+        raise ValueError(f"{checkpoint} is refused, as reading it would run code: {code}.")
     steps = int(json.loads((checkpoint / MODEL_SETTINGS).read_text())["env_steps"])
     if steps >= run.steps:
         raise ValueError(f"{folder} has {steps} steps already. Pass --steps above that to go on.")
