@@ -60,7 +60,7 @@ _PLAIN_DATA = {
 _NEVER_READ = "class_and_ctor_args.pkl"  # RLlib's from_checkpoint reads it, restoring does not
 
 
-class _Call(Exception):
+class _CallError(Exception):
     """A pickle names something to be called that plain data does not need."""
 
 
@@ -69,7 +69,7 @@ class _PlainData(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _PLAIN_DATA:
-            raise _Call(f"{module}.{name}")
+            raise _CallError(f"{module}.{name}")
         return super().find_class(module, name)
 
 
@@ -92,7 +92,7 @@ def hidden_code(folder: str | Path) -> str | None:
         try:
             with path.open("rb") as handle:
                 _PlainData(handle).load()
-        except _Call as error:
+        except _CallError as error:
             return f"{name} would call {error}"
         except Exception as error:  # bytes that are no pickle raise nearly anything
             return f"{name} is no pickle of plain data ({type(error).__name__}: {error})"
