@@ -35,7 +35,14 @@ from ray.rllib.utils.typing import ResultDict, StateDict
 
 from rayssl.device_frames import DeviceFrames
 from rayssl.replay import Batch, FrameReplay, FrameStore, HostFrames
-from rayssl.rllib.checkpoint import MODEL, MODEL_SETTINGS, REPLAY, damage, write_manifest
+from rayssl.rllib.checkpoint import (
+    MODEL,
+    MODEL_SETTINGS,
+    REPLAY,
+    damage,
+    hidden_code,
+    write_manifest,
+)
 from rayssl.rllib.config import AuxDQNConfig
 from rayssl.rllib.env_runner import Rollout
 from rayssl.rllib.learner import DISCOUNTS, WEIGHTS
@@ -324,14 +331,21 @@ class AuxDQN(Algorithm):
         return str(saved)
 
     def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
-        """Restores everything from a folder that `save_to_path` wrote.
+        """Restores everything from a folder that `save_to_path` wrote; runs none of its code.
 
         Raises:
-          ValueError: if the checkpoint was cut short, is damaged, or is of another game or network.
+          ValueError: if the checkpoint was cut short, is damaged, holds more than plain data, or is
+            of another game or network.
         """
         wrong = damage(path)
         if wrong:
             raise ValueError(f"Checkpoint {path} cannot be used: {wrong}. Take an older one.")
+        wrong = hidden_code(path)
+        if wrong:
+            raise ValueError(
+                f"Checkpoint {path} is refused: {wrong}. It was not written by rayssl as it is; "
+                f"its weights alone can be used: experiments/evaluate.py reads {MODEL}."
+            )
         self._check_same_model(Path(path))
         super().restore_from_path(path, *args, **kwargs)
         if (Path(path) / REPLAY).exists():
