@@ -18,9 +18,9 @@ LAYERS = [
     {"losses", "schedules", "metrics", "replay", "device_frames", "tasks", "envs", "data"},
     {"backbones", "networks"},
     {"bigan", "attribution", "evaluation", "probing", "training"},
-    {"rllib", "trainables"},
+    {"face_jobs", "rllib", "trainables"},
 ]
-RAY_UNITS = {"rllib", "trainables"}
+RAY_UNITS = {"face_jobs", "rllib", "trainables"}
 
 # Leaves: they import nothing of rayssl. None: every unit may import them.
 LEAVES: dict[str, set[str] | None] = {"_torchvision": {"data", "backbones"}, "video": None}
