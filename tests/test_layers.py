@@ -17,10 +17,10 @@ PACKAGE = Path(__file__).parent.parent / "rayssl"
 LAYERS = [
     {"losses", "schedules", "metrics", "replay", "tasks", "envs", "data"},
     {"backbones", "networks"},
-    {"bigan", "attribution", "evaluation", "probing", "training"},
-    {"rllib", "trainables"},
+    {"bigan", "attribution", "evaluation", "pretraining", "probing", "training"},
+    {"rllib", "trainables", "pretraining_job"},
 ]
-RAY_UNITS = {"rllib", "trainables"}
+RAY_UNITS = {"rllib", "trainables", "pretraining_job"}
 
 # Leaves: they import nothing of rayssl. None: every unit may import them.
 LEAVES: dict[str, set[str] | None] = {"_torchvision": {"data", "backbones"}, "video": None}
