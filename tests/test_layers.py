@@ -17,10 +17,10 @@ PACKAGE = Path(__file__).parent.parent / "rayssl"
 LAYERS = [
     {"losses", "schedules", "metrics", "replay", "device_frames", "tasks", "envs", "data"},
     {"backbones", "networks"},
-    {"bigan", "attribution", "evaluation", "probing", "training"},
-    {"face_jobs", "rllib", "trainables"},
+    {"bigan", "attribution", "evaluation", "pretraining", "probing", "training"},
+    {"face_jobs", "pretraining_job", "rllib", "trainables"},
 ]
-RAY_UNITS = {"face_jobs", "rllib", "trainables"}
+RAY_UNITS = {"face_jobs", "pretraining_job", "rllib", "trainables"}
 
 # Leaves: they import nothing of rayssl. None: every unit may import them.
 LEAVES: dict[str, set[str] | None] = {"_torchvision": {"data", "backbones"}, "video": None}
