@@ -62,6 +62,8 @@ class MnistRun:
     """Number of seeds: 0, 1, ..."""
     epochs: int = ClassifierSettings.epochs
     """Passes over the training images."""
+    train_images: int | None = ClassifierSettings.train_images
+    """Train on the first so many images only; default: all. The test set stays whole."""
     batch_size: int = ClassifierSettings.batch_size
     """Images an update."""
     lr: float = ClassifierSettings.lr
@@ -144,8 +146,8 @@ def trials(run: MnistRun) -> list[dict[str, Any]]:
                     settings = ClassifierSettings(
                         protocol=protocol, aux_task=task, aux_weight=weight, seed=seed,
                         aux_copies=None if task == "none" else run.aux_copies,
-                        epochs=run.epochs, batch_size=run.batch_size, lr=run.lr,
-                        compute_dtype=run.compute_dtype,
+                        epochs=run.epochs, train_images=run.train_images,
+                        batch_size=run.batch_size, lr=run.lr, compute_dtype=run.compute_dtype,
                     )  # fmt: skip
                     settings.check()
                     config = dataclasses.asdict(settings) | {"num_cpus": run.num_cpus}
@@ -245,7 +247,9 @@ def main(argv: Sequence[str] | None = None) -> str:
 
 
 def check_trainable(data: ImageSplits, configs: list[dict[str, Any]]) -> None:
-    """Raises ValueError for a task that cannot take these images, before any trial starts."""
+    """Raises ValueError for what these images cannot serve, before any trial starts."""
+    for count in {config["train_images"] for config in configs}:
+        data.first(count)
     for task in {config["aux_task"] for config in configs} - {"none"}:
         make_task(task).every_class(data.train_x[:1])
 

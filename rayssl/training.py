@@ -75,6 +75,7 @@ class ClassifierSettings:
       aux_weight: lambda of eq. (3); the paper's is 1.
       aux_copies: overrides the protocol's: "one" or "all".
       epochs: passes over the training images.
+      train_images: use the first so many training images only; None: all. The test set stays whole.
       batch_size: images an update; transformed copies come on top.
       lr: of Adadelta (rho 0.9, epsilon 1e-6: PyTorch's defaults).
       lr_decay: factor after each epoch.
@@ -87,6 +88,7 @@ class ClassifierSettings:
     aux_weight: float = 1.0
     aux_copies: AuxCopies | None = None
     epochs: int = 14
+    train_images: int | None = None
     batch_size: int = 64
     lr: float = 1.0
     lr_decay: float = 0.7
@@ -147,6 +149,7 @@ class ClassifierTraining:
         self, data: ImageSplits, settings: ClassifierSettings, device: str = "cpu"
     ) -> None:
         settings.check()
+        data = data.first(settings.train_images)
         self.settings, self.protocol = settings, settings.resolved_protocol()
         self.device = torch.device(device)
         self.num_classes = data.num_classes

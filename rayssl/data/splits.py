@@ -27,6 +27,21 @@ class ImageSplits(NamedTuple):
     test_y: Tensor
     num_classes: int
 
+    def first(self, count: int | None) -> "ImageSplits":
+        """Returns the first `count` training images and all test images; None: all of both.
+
+        Raises:
+          ValueError: if there are fewer.
+        """
+        if count is None:
+            return self
+        if not 1 <= count <= len(self.train_x):
+            raise ValueError(
+                f"{self.name} has {len(self.train_x):,} training images, got train_images {count}. "
+                "Ask for at least 1 and at most all of them."
+            )
+        return self._replace(train_x=self.train_x[:count], train_y=self.train_y[:count])
+
     def normalization(self) -> tuple[float, float]:
         """Returns mean and standard deviation of the training pixels, scaled to [0, 1].
 

@@ -97,7 +97,7 @@ class MnistJob(Job):
     def check(self, settings: MnistTrial) -> None:
         """Raises ValueError or OSError for settings, files or a task that do not fit."""
         settings.check()
-        images = settings.data().train_x[:1]
+        images = settings.data().first(settings.train_images).train_x[:1]
         if settings.aux_task != "none":
             make_task(settings.aux_task).every_class(images)
 
