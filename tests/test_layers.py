@@ -15,9 +15,18 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "rayssl"
 
 LAYERS = [
-    {"losses", "schedules", "metrics", "replay", "tasks", "envs", "data"},
+    {
+        "losses",
+        "schedules",
+        "metrics",
+        "detection_metrics",
+        "replay",
+        "tasks",
+        "envs",
+        "data",
+    },
     {"backbones", "networks"},
-    {"bigan", "attribution", "evaluation", "probing", "training"},
+    {"bigan", "attribution", "evaluation", "features", "probing", "training"},
     {"rllib", "trainables"},
 ]
 RAY_UNITS = {"rllib", "trainables"}
