@@ -94,7 +94,7 @@ class Preprocessing:
         if x.shape[-1] != self.resize:
             size = (self.resize, self.resize)
             x = F.interpolate(x, size, mode=self.interpolation, antialias=self.antialias)
-            x = x.clamp(0, 255)  # bicubic overshoots
+            x = x.round().clamp(0, 255)  # to whole values as in files; bicubic overshoots
         if train and self.augment:
             if generator is None:
                 raise ValueError("Training needs a generator for random crops, got none.")
