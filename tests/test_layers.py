@@ -26,20 +26,20 @@ LAYERS = [
         "data",
     },
     {"backbones", "networks"},
-    {"bigan", "attribution", "evaluation", "features", "probing", "training"},
-    {"rllib", "trainables"},
+    {"bigan", "attribution", "deepfake", "evaluation", "features", "probing", "training"},
+    {"rllib", "trainables", "deepfake_trainables"},
 ]
-RAY_UNITS = {"rllib", "trainables"}
+RAY_UNITS = {"rllib", "trainables", "deepfake_trainables"}
 
 # Leaves: they import nothing of rayssl. None: every unit may import them.
 LEAVES: dict[str, set[str] | None] = {"_torchvision": {"data", "backbones"}, "video": None}
 # Beside the layers: only experiments/, and one another, may import them.
-SIDE = {"report", "classification_report", "cli", "presets"}
+SIDE = {"report", "classification_report", "deepfake_report", "cli", "presets"}
 
 # The doors of third-party packages.
 DOORS = {
     "ray": RAY_UNITS,
-    "matplotlib": {"report", "classification_report", "attribution"},
+    "matplotlib": {"report", "classification_report", "deepfake_report", "attribution"},
     "torchvision": {"_torchvision"},
 }
 
