@@ -15,21 +15,12 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "rayssl"
 
 LAYERS = [
-    {
-        "losses",
-        "schedules",
-        "metrics",
-        "detection_metrics",
-        "replay",
-        "tasks",
-        "envs",
-        "data",
-    },
+    {"losses", "schedules", "metrics", "detection_metrics", "replay", "tasks", "envs", "data"},
     {"backbones", "networks"},
     {"bigan", "attribution", "deepfake", "evaluation", "features", "probing", "training"},
-    {"rllib", "trainables", "deepfake_trainables"},
+    {"face_jobs", "rllib", "trainables", "deepfake_trainables"},
 ]
-RAY_UNITS = {"rllib", "trainables", "deepfake_trainables"}
+RAY_UNITS = {"face_jobs", "rllib", "trainables", "deepfake_trainables"}
 
 # Leaves: they import nothing of rayssl. None: every unit may import them.
 LEAVES: dict[str, set[str] | None] = {"_torchvision": {"data", "backbones"}, "video": None}
