@@ -47,7 +47,14 @@ from rayssl.data.face_splits import SPLIT_KINDS, SplitKind, leakage_report, spli
 from rayssl.data.face_videos import Compression
 from rayssl.data.faces import FaceSet, load_face_set
 from rayssl.data.stand_in import StandIn, write_stand_in
-from rayssl.deepfake import TABLE_III, Classifier, ProbeSettings, ProtocolName, split_of
+from rayssl.deepfake import (
+    TABLE_III,
+    Classifier,
+    ProbeSettings,
+    ProtocolName,
+    dataset_of,
+    split_of,
+)
 from rayssl.deepfake_report import Finished, deepfake_report, load_scores, plot_deepfake
 from rayssl.deepfake_trainables import (
     SCORES,
@@ -464,13 +471,6 @@ def read_settings(folder: Path) -> dict[str, Any]:
             f"Expected {path} as deepfake.py probe writes it, got {type(error).__name__}: {error}."
         ) from error
     return saved
-
-
-def dataset_of(faces: FaceSet) -> str:
-    """What the faces are, for headings."""
-    if faces.videos["part"].str.startswith("drawn_faces").all():
-        return "stand-in of drawn faces"
-    return faces.folder.resolve().name
 
 
 def pending(folder: Path, trials: Sequence[ProbeSettings]) -> list[ProbeSettings]:

@@ -487,6 +487,13 @@ def crop_features(backbone: ImageBackbone, faces: FaceSet, device: str) -> Compu
     return compute
 
 
+def dataset_of(faces: FaceSet) -> str:
+    """Returns what the faces are, for headings: drawn ones are never called anything else."""
+    if faces.videos["part"].str.startswith("drawn_faces").any():
+        return "stand-in of drawn faces"
+    return faces.folder.resolve().name
+
+
 def as_batch(crops: npt.NDArray[np.uint8]) -> Tensor:
     """Returns crops `[N, S, S, 3]` as a tensor uint8 `[N, 3, S, S]`."""
     return torch.from_numpy(crops).permute(0, 3, 1, 2)
