@@ -120,7 +120,7 @@ class ProbeSettings:
         """Raises ValueError for a value that no probe can have."""
         spec = image_backbone_spec(self.backbone)
         closed: dict[str, tuple[Any, ...]] = {
-            "protocol": PROTOCOLS,
+            "protocol": PROTOCOLS,  # first: the others depend on it
             "layer": (None, *spec.layers),
             "split": SPLIT_KINDS,
             "classifier": ("adam",)
