@@ -31,7 +31,7 @@ from rayssl.cli import check_writable, provenance, refuse, remove_empty
 from rayssl.data import ImageSplits, load_dataset
 from rayssl.report import read_epochs
 from rayssl.rllib.resources import free_resources
-from rayssl.rllib.start import ray_address, record_start, start_ray
+from rayssl.rllib.start import check_shared, ray_address, record_start, start_ray
 from rayssl.rllib.stopping import StopWhenAsked, stop_on_signals
 from rayssl.tasks import make_task
 from rayssl.trainables import (
@@ -226,6 +226,7 @@ def main(argv: Sequence[str] | None = None) -> str:
         left = pending(folder, configs)
         if left:
             start_ray(ray_address(run.address))
+            check_shared(folder)
             check_resources(run)
     except (ValueError, OSError) as error:
         remove_empty(made)
