@@ -61,7 +61,6 @@ from rayssl.deepfake_trainables import (
     Place,
     extract_features,
     finished_trials,
-    newest_checkpoint,
     run_probes,
 )
 from rayssl.face_jobs import crop_videos
@@ -69,6 +68,7 @@ from rayssl.report import read_epochs
 from rayssl.rllib.resources import free_resources
 from rayssl.rllib.start import ray_address, record_start, start_ray
 from rayssl.rllib.stopping import StopAtSteps, stop_on_signals
+from rayssl.trainables import newest_checkpoint
 
 DRAWN_FACE = 0.25  # least side of a drawn face, by the frame's side: most are 0.4
 UNFINISHED = 75  # exit code: run the same command to go on

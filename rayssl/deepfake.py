@@ -10,6 +10,7 @@ the best test epoch is reported.
 import copy
 import dataclasses
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from rayssl.backbones.images import ImageBackbone, image_backbone_spec, make_image_backbone
 from rayssl.data.face_splits import SPLIT_KINDS, FaceSplit, SplitKind, split_faces
 from rayssl.data.faces import FaceSet
-from rayssl.detection_metrics import METRICS, Scored, metric_intervals, per_cluster
+from rayssl.detection_metrics import METRICS, THRESHOLD, Scored, metric_intervals, per_cluster
 from rayssl.features import Compute, FeatureCache, changed_tensors, frozen, tensor_hashes
 from rayssl.probing import (
     Fitted,
@@ -245,6 +246,7 @@ class StrictProbe:
 
     def run_epoch(self) -> dict[str, Any]:
         """Extracts what the cache lacks, fits, chooses on validation, then reads the test part."""
+        start = time.perf_counter()
         backbone = self.settings.make_backbone().to(self._device)
         cache = feature_cache(self._features_dir, backbone, self._faces)
         with frozen(backbone):
@@ -265,7 +267,8 @@ class StrictProbe:
         self._result = test, head
         return (
             {"epoch": 1, "selected_epoch": 1, "chosen": found.chosen, "tried": found.tried}
-            | {"validation_log_loss": found.validation_log_loss}
+            | {"validation_log_loss": found.validation_log_loss, "test_accuracy": accuracy(test)}
+            | {"seconds": time.perf_counter() - start}
             | {"changed_parameters": [], "changed_statistics": []}  # else `frozen` had raised
             | final_metrics(test)
             | split_metrics(self._split)
@@ -325,20 +328,19 @@ class PaperCodeProbe:
 
     def run_epoch(self) -> dict[str, Any]:
         """Trains the head for one epoch and tests it; keeps the best test epoch."""
+        start = time.perf_counter()
         loss = self._train()
-        scores = self._test()
-        test = crop_scores(self._faces, self._split.test, scores)
-        accuracy = float(((test.scores > 0.5) == test.labels).mean())
-        epoch = self._head.epoch
-        if not self._best or accuracy > self._best["accuracy"]:
+        test = crop_scores(self._faces, self._split.test, self._test())
+        found, epoch = accuracy(test), self._head.epoch
+        if not self._best or found > self._best["accuracy"]:
             self._best = {
-                "accuracy": accuracy, "epoch": epoch, "scores": torch.from_numpy(test.scores),
+                "accuracy": found, "epoch": epoch, "scores": torch.from_numpy(test.scores),
                 "linear": copy.deepcopy(self._head.linear.state_dict()),
                 "moved": self._moved(),
             }  # fmt: skip
         metrics: dict[str, Any] = {
-            "epoch": epoch, "loss": loss, "test_accuracy": accuracy,
-            "selected_epoch": self._best["epoch"],
+            "epoch": epoch, "loss": loss, "test_accuracy": found,
+            "selected_epoch": self._best["epoch"], "seconds": time.perf_counter() - start,
         }  # fmt: skip
         if self.done:
             parameters = dict(self._backbone.named_parameters())
@@ -355,6 +357,7 @@ class PaperCodeProbe:
         """Returns the head, the statistics that moved, the best epoch and all random states."""
         return {
             "settings": dataclasses.asdict(self.settings),
+            "epoch": self._head.epoch,
             "head": self._head.state_dict(),
             "moved": self._moved(),
             "order": self._order.get_state(),
@@ -506,6 +509,11 @@ def crop_scores(
     numbers = {name: i for i, name in enumerate(faces.videos["video"])}
     videos = np.array([numbers[name] for name in faces.frames["video"].to_numpy()[rows]], np.int64)
     return CropScores(rows, faces.labels[rows], videos, scores)
+
+
+def accuracy(test: CropScores) -> float:
+    """Returns the share of crops on the right side of the threshold."""
+    return float(((test.scores > THRESHOLD) == test.labels).mean())
 
 
 def final_metrics(test: CropScores) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Table III beside the paper's, all metrics with intervals, what leaked, what moved; a figure."""
 
 import math
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -65,7 +67,7 @@ def load_scores(path: Path) -> CropScores:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return CropScores(**{name: arrays[name] for name in CropScores._fields})
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"{path} is damaged ({error}). Delete it and resume the experiment."
         ) from error

@@ -2,10 +2,8 @@
 
 import dataclasses
 import json
-import math
 import os
-import pickle
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,6 @@ import numpy as np
 import ray
 import torch
 from ray import tune
-from tensorboardX import SummaryWriter
 
 from rayssl.backbones.images import ImageBackbone
 from rayssl.data.faces import FaceSet, load_face_set
@@ -25,11 +22,10 @@ from rayssl.deepfake import (
     feature_cache,
     make_probe_run,
 )
-from rayssl.features import frozen
+from rayssl.features import ROWS_A_PART, frozen
 from rayssl.rllib.stopping import StopAtSteps, StopWhenAsked
+from rayssl.trainables import STATE, EpochWriter
 
-EPOCHS = "epochs.jsonl"  # one line per epoch of each trial; the last has the final metrics
-STATE = "state.pt"
 SCORES, HEADS = "scores", "heads"  # folders: what each finished trial leaves behind
 TASKS_AHEAD = 4  # extraction tasks handed to Ray for each CPU; more would only wait there
 
@@ -39,12 +35,13 @@ class Place:
     """Where trials read and write; on a cluster, folders that all nodes see.
 
     Attributes:
-      faces: folder of a face set; features: of the caches; folder: of the experiment.
+      faces: folder of a face set; features: of the caches.
+      folder: of the experiment, where finished trials leave scores and heads; None: nowhere.
     """
 
     faces: str
     features: str
-    folder: str
+    folder: str | None = None
 
 
 class DeepfakeProbe(tune.Trainable):
@@ -74,15 +71,10 @@ class DeepfakeProbe(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """Returns the metrics of one more epoch; `done` with the last, when the files are there."""
         metrics = self.probe_run.run_epoch()
-        if self.probe_run.done:
-            folder = Path(self.place.folder)
-            save_scores(folder, self.settings.name, self.probe_run.test)
+        if self.probe_run.done and self.place.folder is not None:
+            save_scores(Path(self.place.folder), self.settings.name, self.probe_run.test)
             if self.probe_run.head is not None:
-                path = folder / HEADS / f"{self.settings.name}.pt"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                part = path.with_suffix(".part")
-                torch.save(self.probe_run.head, part)
-                part.rename(path)
+                save_head(Path(self.place.folder), self.settings.name, self.probe_run.head)
         return metrics | {"done": self.probe_run.done}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -96,7 +88,7 @@ class DeepfakeProbe(tune.Trainable):
 
 
 class ProbeLog(tune.Callback):
-    """Appends each trial's epochs to EPOCHS and TensorBoard as they come, and prints one line.
+    """Writes each trial's epochs (`EpochWriter`) as they come, and prints one line.
 
     Args:
       folder: of the experiment.
@@ -104,47 +96,34 @@ class ProbeLog(tune.Callback):
     """
 
     def __init__(self, folder: Path, num_trials: int) -> None:
-        self._path, self._tb, self._num_trials = folder / EPOCHS, folder / "tb", num_trials
-        if self._path.is_file() and not self._path.read_bytes().endswith(b"\n"):
-            with self._path.open("a") as handle:
-                handle.write("\n")  # a kill cut the last line short: the next stands by itself
+        self._writer, self._tb, self._num_trials = EpochWriter(folder), folder / "tb", num_trials
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Writes one epoch of one trial."""
         settings = ProbeSettings(**trial.config["trial"]["probe"])
-        row = epoch_row(settings, result)
-        with self._path.open("a") as handle:
-            handle.write(json.dumps(row) + "\n")
-        suffix = f".epoch-{row['epoch']}"  # files are named by the second
-        with SummaryWriter(str(self._tb / settings.name), filename_suffix=suffix) as writer:
-            for key, value in row.items():
-                value = value[0] if key.startswith(("frame_", "video_")) else value
-                if isinstance(value, float) and math.isfinite(value):
-                    writer.add_scalar(key, value, row["epoch"])
+        row = {"trial": settings.name, **epoch_row(settings, result)}
+        self._writer.write(row, self._tb / settings.name)
         done = sum(t.is_finished() for t in trials) + bool(result.get("done"))
-        print(f"{epoch_line(row)} | {done}/{self._num_trials} trials done", flush=True)
+        print(f"{row['trial']}: {epoch_text(row)} | {done}/{self._num_trials} trials done",
+              flush=True)  # fmt: skip
 
 
-def epoch_row(settings: ProbeSettings, result: dict[str, Any]) -> dict[str, Any]:
-    """Returns a line of EPOCHS: the trial, its settings, and a probe's metrics without Tune's."""
-    prefixes = ("epoch", "selected_epoch", "loss", "test_", "frame_", "video_", "chosen", "tried",
-                "validation_log_loss", "changed_", "sizes", "leakage", "done")  # fmt: skip
+def epoch_row(settings: ProbeSettings, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a line of a log: a probe's settings, and its metrics without Tune's."""
+    prefixes = ("epoch", "selected_epoch", "loss", "seconds", "test_", "frame_", "video_", "chosen",
+                "tried", "validation_", "changed_", "sizes", "leakage", "done")  # fmt: skip
     metrics = {k: v for k, v in result.items() if k.startswith(prefixes)}
-    layer = {"layer": settings.taken_layer}
-    return {"trial": settings.name, **dataclasses.asdict(settings), **layer, **metrics}
+    return {**dataclasses.asdict(settings), "layer": settings.taken_layer, **metrics}
 
 
-def epoch_line(row: dict[str, Any]) -> str:
-    """Returns one line for people about one epoch of one trial."""
-    text = f"{row['trial']}: "
+def epoch_text(row: Mapping[str, Any]) -> str:
+    """Returns what there is to tell people about one epoch of one trial."""
     if row.get("done"):
         value, low, high = (100 * v for v in row["frame_accuracy"])
-        return (
-            text + f"accuracy {value:.1f}% ({low:.1f} to {high:.1f}), AUC {row['frame_auc'][0]:.3f}"
-        )
-    return text + f"epoch {row['epoch']}, loss {row['loss']:.4f}, test {row['test_accuracy']:.1%}"
+        return f"accuracy {value:.1f}% ({low:.1f} to {high:.1f}), AUC {row['frame_auc'][0]:.3f}"
+    return f"epoch {row['epoch']}, loss {row['loss']:.4f}, test {row['test_accuracy']:.1%}"
 
 
 def extract_features(
@@ -199,7 +178,7 @@ def extract_features(
 
 
 def _extract_part(
-    settings: dict[str, Any], part: int, place: dict[str, str], num_cpus: float
+    settings: dict[str, Any], part: int, place: dict[str, Any], num_cpus: float
 ) -> int:
     """The Ray task: writes one part of one cache and returns its rows."""
     torch.set_num_threads(max(1, int(num_cpus)))
@@ -214,8 +193,6 @@ def _extract_part(
 
 
 def _part_rows(part: int, num_rows: int) -> int:
-    from rayssl.features import ROWS_A_PART
-
     return min(num_rows, (part + 1) * ROWS_A_PART) - part * ROWS_A_PART
 
 
@@ -274,24 +251,6 @@ def _name(config: dict[str, Any]) -> str:
     return ProbeSettings(**config["trial"]["probe"]).name
 
 
-def newest_checkpoint(folder: Path, name: str) -> Path | None:
-    """Returns the checkpoint with the most epochs among a trial's folders; None if none is whole.
-
-    A trial has a folder for each start of the experiment. Files that a kill cut short are passed
-    over.
-    """
-    best: tuple[int, Path] | None = None
-    for path in folder.glob(f"{name}_*/checkpoint_*/{STATE}"):
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            epoch = int(state["head"]["epoch"])
-        except (RuntimeError, OSError, EOFError, KeyError, pickle.UnpicklingError):
-            continue
-        if best is None or epoch > best[0]:
-            best = epoch, path.parent
-    return best[1] if best else None
-
-
 def save_scores(folder: Path, name: str, scores: CropScores) -> None:
     """Writes a trial's test scores; the file is there under its name only when it is whole."""
     path = folder / SCORES / f"{name}.npz"
@@ -299,6 +258,15 @@ def save_scores(folder: Path, name: str, scores: CropScores) -> None:
     part = path.with_suffix(".part")
     with part.open("wb") as handle:
         np.savez_compressed(handle, **scores._asdict())
+    os.replace(part, path)
+
+
+def save_head(folder: Path, name: str, head: dict[str, Any]) -> None:
+    """Writes what `rayssl.deepfake.load_probe` reads, likewise."""
+    path = folder / HEADS / f"{name}.pt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    torch.save(head, part)
     os.replace(part, path)
 
 
