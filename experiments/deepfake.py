@@ -193,18 +193,20 @@ class Report:
 def demo(demo: Demo) -> FaceSet:
     """Draws the stand-in, prepares it, and prints what each kind of split would leak."""
     stand_in = StandIn(demo.actors, demo.takes, demo.frames, demo.seed)
+    crops = CropSettings(frames=demo.frames, size=demo.size, min_face=DRAWN_FACE)
+    made: list[Path] = []
     try:
         stand_in.check()
-        if demo.size < 8:
-            raise ValueError(f"--size must be 8 or more, got {demo.size}.")
+        crops.check()
+        made = check_writable(demo.out)
         clips = write_stand_in(demo.out / "videos", stand_in)
         total = 2 * demo.actors * demo.takes
         for _ in progress(clips, total, "drawing clips"):
             pass
     except (ValueError, OSError) as error:
+        remove_empty(made)
         refuse(error)
     print(f"videos: {demo.out / 'videos'} (a stand-in of drawn faces)", flush=True)
-    crops = CropSettings(frames=demo.frames, size=demo.size, min_face=DRAWN_FACE)
     settings = PreparationSettings(demo.out / "videos", crops)
     faces = run_preparation(settings, demo.out / "faces", None, demo.address, demo)
     for kind in SPLIT_KINDS:
@@ -253,7 +255,7 @@ def run_preparation(
     except KeyboardInterrupt:
         print(f"\nstopped; the same command goes on in {out}", file=sys.stderr)
         raise SystemExit(UNFINISHED) from None
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         refuse(error)
     finally:
         ray.shutdown()

@@ -23,6 +23,9 @@ def crop_videos(
 
     Ray must be up. A video that brings its process down (decoders are native code) or its node is
     tried once more, and is a Problem then.
+
+    Raises:
+      OSError: if crops cannot be written.
     """
     task = ray.remote(num_cpus=1, max_retries=1)(crop_video)
     room = max(1, int(ray.cluster_resources().get("CPU", 1))) * IN_FLIGHT
@@ -38,7 +41,9 @@ def crop_videos(
         done, _ = ray.wait(list(running), num_returns=1)
         row = running.pop(done[0])
         try:
-            yield row, ray.get(done[0])
+            result = ray.get(done[0])
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error  # a full disk, not a fault of the video
         except ray.exceptions.RayError as error:
-            detail = " ".join(str(error).split())[:300]
-            yield row, Problem(row["video"], "process died", detail)
+            result = Problem(row["video"], "process died", " ".join(str(error).split())[:300])
+        yield row, result

@@ -251,10 +251,10 @@ def film(portrait: Portrait, seed: int, actor: int, take: int, num_frames: int) 
     blink = np.zeros(num_frames)
     blink[rng.integers(0, num_frames, max(1, num_frames // 12))] = 1
     motion = Motion(
-        x=rng.uniform(-14, 14) + sway(9),
-        y=rng.uniform(4, 16) + sway(5),
-        angle=rng.uniform(-0.06, 0.06) + sway(0.06),
-        scale=rng.uniform(0.84, 1.02) + sway(0.02),
+        x=rng.uniform(-14, 14) + sway(5),
+        y=rng.uniform(4, 16) + sway(3),
+        angle=rng.uniform(-0.06, 0.06) + sway(0.03),
+        scale=rng.uniform(0.84, 1.02) + sway(0.01),
         mouth=np.clip(sway(1.0), 0, 1),
         blink=blink,
     )
@@ -266,7 +266,7 @@ def film(portrait: Portrait, seed: int, actor: int, take: int, num_frames: int) 
     light = light[..., None] * (1 + rng.normal(0, 0.03, 3))
     return Clip(
         portrait, motion, wall.astype(np.float32), light.astype(np.float32),
-        blur=float(rng.uniform(0.3, 0.8)), noise=float(rng.uniform(1.5, 4.0)),
+        blur=float(rng.uniform(0.3, 1.2)), noise=float(rng.uniform(1.0, 4.0)),
         seed=(CLIP, seed, actor, take, 1),
     )  # fmt: skip
 
@@ -275,8 +275,8 @@ def swap_face(clip: Clip, other: Portrait, seed: tuple[int, ...]) -> tuple[np.nd
     """Returns the clip with another portrait's inner face in it, and where: a face swap.
 
     As swaps of real videos do: eyes and mouth are laid on eyes and mouth, colours are matched
-    within the mask, the face has a lower resolution than the video and none of its noise, its edge
-    is feathered, and its place trembles.
+    within the mask, the face has a lower resolution and less noise than the video, its edge is
+    feathered, and its place trembles.
 
     Args:
       clip: the original.
@@ -295,9 +295,13 @@ def swap_face(clip: Clip, other: Portrait, seed: tuple[int, ...]) -> tuple[np.nd
     )
     mask = gaussian_filter((edge < 1).astype(np.float32), rng.uniform(4, 9))
     mask *= rng.uniform(0.85, 1.0)
-    coarse = rng.uniform(0.45, 0.7)
+    coarse = rng.uniform(0.6, 1.0)
+    sharpen = rng.uniform(0.0, 2.0)  # so that softness alone does not tell a fake
     shift = rng.normal(0, 0.6, (clip.num_frames, 2))
     gain, offset = _colour_match(_onto(other.rest, other, own), own.rest, mask > 0.5)
+    offset += rng.normal(0, 12, 3)  # of no clip are the colours matched quite
+    tone = 1 + rng.normal(0, 0.07, 3)  # the tool writes the whole picture anew
+    noise = clip.noise * rng.uniform(0.6, 1.0)
     frames, masks = [], []
     for t, frame in enumerate(clip.frames):
         face = _onto(clip.drawing(other, t), other, own) * gain + offset
@@ -305,10 +309,13 @@ def swap_face(clip: Clip, other: Portrait, seed: tuple[int, ...]) -> tuple[np.nd
             (round(WIDTH * coarse), round(HEIGHT * coarse)), Image.Resampling.BOX
         )
         soft = np.asarray(small.resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR), np.float32)
+        soft += sharpen * (soft - gaussian_filter(soft, (2, 2, 0)))
         dx, dy = shift[t]
         placed = clip.place(np.dstack([soft, mask * 255]), t, dx, dy)
         alpha = placed[..., 3:] / 255
-        frames.append(to_uint8(frame * (1 - alpha) + placed[..., :3] * clip.light * alpha))
+        put_in = gaussian_filter(placed[..., :3] * clip.light, (clip.blur, clip.blur, 0))
+        put_in += rng.normal(0, noise, put_in.shape[:2]).astype(np.float32)[..., None]
+        frames.append(to_uint8((frame * (1 - alpha) + put_in * alpha) * tone))
         masks.append(placed[..., 3].astype(np.uint8))
     return np.stack(frames), np.stack(masks)
 

@@ -2,7 +2,8 @@
 
 The square is the detector's box, its longer side times `margin`, centred on it, moved into the
 frame where it reaches out of it, and no larger than the frame. Video codecs and detectors fail on
-single videos of a large data set; `crop_video` answers with a Problem then, and never raises.
+single videos of a large data set: `crop_video` answers with a Problem then, and raises only if it
+cannot write.
 """
 
 import hashlib
@@ -107,7 +108,10 @@ def crop_video(
       weights: the detector's file.
     Returns:
       the row's `num_sampled`, `num_without_face`, `has_masks`, `sha256`, and `crops`: `frame`,
-      `face`, `found`, `left`, `top`, `side` of each.
+      `face`, `found`, `left`, `top`, `side` of each; `mask_problem`: why a mask video that is there
+      gave no masks, else None.
+    Raises:
+      OSError: if the crops cannot be written.
     """
     video, path = row["video"], crops_path(out, row["video"])
     done = read_about(path, settings)
@@ -116,9 +120,7 @@ def crop_video(
     detect = _detector(settings.detector, weights, settings.min_face)
     try:
         about, pixels = _crops(root, row, settings, detect)
-    except DamagedVideoError as error:
-        return Problem(video, "damaged video", str(error))
-    except (av.FFmpegError, OSError) as error:
+    except Exception as error:  # FFmpeg's, but what else a damaged file makes fail is not known
         return Problem(video, "damaged video", _one_line(error))
     if not pixels:
         return Problem(video, "no face", f"in none of {about['num_sampled']} frames looked at")
@@ -152,31 +154,34 @@ def _crops(
         for face, square in enumerate(squares[index]):
             pixels[member_name(index, face, "face")] = cut(image, square, settings.size)
             crops.append({"frame": index, "face": face, **square._asdict()})
-    has_mask = isinstance(row["mask"], str)
-    if has_mask and pixels:
-        _add_masks(root / row["mask"], squares, settings.size, pixels)
+    masks: dict[str, np.ndarray] = {}
+    mask_problem = None
+    if isinstance(row["mask"], str) and pixels:
+        try:
+            masks = _masks(root / row["mask"], squares, settings.size)
+        except Exception as error:  # as in crop_video; the video itself is whole
+            mask_problem = f"{row['mask']}: {_one_line(error)}"
     about = {
-        "num_sampled": sampled, "num_without_face": without, "has_masks": has_mask, "crops": crops,
+        "num_sampled": sampled, "num_without_face": without, "has_masks": bool(masks),
+        "crops": crops, "mask_problem": mask_problem,
     }  # fmt: skip
-    return about, pixels
+    return about, pixels | masks
 
 
-def _add_masks(
-    path: Path, squares: Mapping[int, list[Square]], size: int, pixels: dict[str, np.ndarray]
-) -> None:
-    """Adds the mask of each crop, cut at the crop's place."""
+def _masks(path: Path, squares: Mapping[int, list[Square]], size: int) -> dict[str, np.ndarray]:
+    """The mask of each crop, cut at the crop's place: 255 where any colour is bright, else 0."""
     wanted = {index for index, found in squares.items() if found}
-    for index, image in _read(path):
-        if index not in wanted:
+    masks = {}
+    for index, image in _read(path, set(wanted)):
+        if image is None:
             continue
         wanted.remove(index)
         for face, square in enumerate(squares[index]):
-            grey = cut(image, square, size).mean(-1)
-            pixels[member_name(index, face, "mask")] = np.where(grey >= 128, 255, 0).astype(
-                np.uint8
-            )
+            bright = cut(image, square, size).max(-1) >= 128
+            masks[member_name(index, face, "mask")] = np.where(bright, 255, 0).astype(np.uint8)
     if wanted:
-        raise DamagedVideoError(f"its mask video {path.name} has no frame {min(wanted)}")
+        raise DamagedVideoError(f"frame {min(wanted)} is missing")
+    return masks
 
 
 def sample_frames(path: Path, count: int) -> Iterator[tuple[int, np.ndarray]]:

@@ -69,6 +69,8 @@ def plan_preparation(settings: PreparationSettings, out: Path) -> Plan:
       FileExistsError: if `out` holds something else, also a preparation of other settings.
     """
     settings.crops.check()
+    if settings.seed < 0:
+        raise ValueError(f"--seed must be 0 or more, got {settings.seed}.")
     found = find_videos(settings.root, settings.compression)
     drawn = draw_videos(found.videos, real=settings.real, fake=settings.fake, seed=settings.seed)
     if drawn.empty:
@@ -104,6 +106,8 @@ def finish_preparation(
         if isinstance(result, Problem):
             problems.append(result)
             continue
+        if result["mask_problem"]:
+            problems.append(Problem(row["video"], "damaged mask", result["mask_problem"]))
         crops = result["crops"]
         videos.append(
             {k: v for k, v in row.items() if k not in ("path", "mask")}
@@ -151,9 +155,9 @@ def preparation_report(faces: FaceSet, plan: Plan, problems: list[Problem]) -> s
     counts = Counter(problem.problem for problem in problems)
     if counts:
         named = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
-        lines.append(f"Skipped: {named}; each of them is a line of {PROBLEMS_FILE}.")
+        lines.append(f"Not in order: {named}; each of them is a line of {PROBLEMS_FILE}.")
     else:
-        lines.append("Skipped: nothing.")
+        lines.append("Not in order: nothing.")
     return "\n".join(lines)
 
 
@@ -178,7 +182,8 @@ def contact_sheet(faces: FaceSet) -> Image.Image:
     fakes = (both if len(both) else fakes).head(SHEET_FAMILIES)
     reals = chosen[chosen["label"] == 0].set_index("family")
     same = reals.index.intersection(fakes["family"])
-    reals = reals.loc[fakes["family"]] if len(same) == len(fakes) else reals.head(SHEET_FAMILIES)
+    paired = len(fakes) and len(same) == len(fakes)
+    reals = reals.loc[fakes["family"]] if paired else reals.head(SHEET_FAMILIES)
     strips = [faces.crops(part["row"]) for part in (reals, fakes) if len(part)]
     if len(fakes) and fakes["has_masks"].all():
         strips.append(np.repeat(faces.masks(fakes["row"])[..., None], 3, -1))

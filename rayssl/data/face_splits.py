@@ -26,7 +26,9 @@ from rayssl.data.faces import FaceSet
 SplitKind = Literal["random", "video", "family", "actor", "first-actor", "part"]
 SPLIT_KINDS: tuple[SplitKind, ...] = get_args(SplitKind)
 CANDIDATES = 100  # draws of groups of which the one nearest to the shares asked for is taken
-COLUMNS = {"video": "video", "family": "family", "first-actor": "actor", "part": "part"}
+COLUMNS = {
+    "video": "video", "family": "family", "actor": "actor", "first-actor": "actor", "part": "part",
+}  # fmt: skip
 
 
 class Leakage(NamedTuple):
@@ -102,8 +104,8 @@ def split_faces(
     return split
 
 
-class LeakageError(ValueError):
-    """Something that a split must keep on one side is on two."""
+class LeakageError(RuntimeError):
+    """Something that a split must keep on one side is on two: never the user's fault."""
 
 
 def check_disjoint(faces: FaceSet, split: FaceSplit) -> None:
@@ -213,16 +215,13 @@ def _miss(videos: pd.DataFrame, train: np.ndarray, test: np.ndarray, share: floa
 
 def _groups(videos: pd.DataFrame, kind: SplitKind) -> np.ndarray:
     """What each video belongs to, and must not be torn from."""
-    if kind == "actor":
-        return _people(videos)
     column = COLUMNS[kind]
     missing = int(videos[column].isna().sum())
     if missing:
-        what = "actor" if column == "actor" else column
         raise ValueError(
-            _cannot(kind, f"the data give no {what} of {missing} of {len(videos)} videos")
+            _cannot(kind, f"the data give no {column} of {missing} of {len(videos)} videos")
         )
-    return videos[column].to_numpy(str)
+    return _people(videos) if kind == "actor" else videos[column].to_numpy(str)
 
 
 def _people(videos: pd.DataFrame) -> np.ndarray:
@@ -231,7 +230,7 @@ def _people(videos: pd.DataFrame) -> np.ndarray:
     In DFD nearly all of its 28 actors are joined; single actors are then put on one side, and a
     fake whose two are on different sides on none.
     """
-    actors = _groups(videos, "first-actor")
+    actors = videos["actor"].to_numpy(str)
     others = videos["other_actor"].where(videos["other_actor"].notna(), videos["actor"])
     codes, names = pd.factorize(np.concatenate([actors, others.to_numpy(str)]))
     pairs = codes[: len(videos)], codes[len(videos) :]
