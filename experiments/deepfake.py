@@ -52,6 +52,7 @@ from rayssl.deepfake import (
     Classifier,
     ProbeSettings,
     ProtocolName,
+    TrainingFakes,
     dataset_of,
     split_of,
 )
@@ -161,6 +162,8 @@ class Probe:
     """Of crops, videos or groups."""
     validation_share: float = ProbeSettings.validation_share
     """Of what is not test; strict only."""
+    training_fakes: TrainingFakes = "data"
+    """data, or self-blended: fakes made of the real faces, for training and validation; strict."""
     seeds: int = 1
     """Number of seeds: 0, 1, ... of split, random weights, head, order."""
     features_dir: Path | None = None
@@ -291,7 +294,8 @@ def trials_of(run: Probe, faces: FaceSet) -> list[ProbeSettings]:
                                     classifier=classifier, c=c,
                                     epochs=run.epochs if classifier in ("sgd", "adam") else None,
                                     test_share=run.test_share,
-                                    validation_share=run.validation_share, seed=seed,
+                                    validation_share=run.validation_share,
+                                    training_fakes=run.training_fakes, seed=seed,
                                 )  # fmt: skip
                                 settings.check()
                                 found[settings.name] = settings

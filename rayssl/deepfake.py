@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, Protocol, get_args
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from rayssl.backbones.images import ImageBackbone, image_backbone_spec, make_image_backbone
 from rayssl.data.face_splits import SPLIT_KINDS, FaceSplit, SplitKind, split_faces
 from rayssl.data.faces import FaceSet
+from rayssl.data.self_blending import self_blend
 from rayssl.detection_metrics import METRICS, THRESHOLD, Scored, metric_intervals, per_cluster
 from rayssl.features import Compute, FeatureCache, changed_tensors, frozen, tensor_hashes
 from rayssl.probing import (
@@ -39,6 +40,7 @@ from rayssl.probing import (
 
 ProtocolName = Literal["strict", "paper-code"]
 Classifier = Literal["logistic", "sgd", "knn", "adam"]
+TrainingFakes = Literal["data", "self-blended"]
 PROTOCOLS: Final = get_args(ProtocolName)
 IMAGES_A_BATCH = 32  # through a frozen backbone; of no effect on features
 
@@ -102,7 +104,9 @@ class ProbeSettings:
       epochs: of sgd and adam; None: 90, and the authors' for this backbone.
       test_share: of crops, videos or groups.
       validation_share: of what is not test; strict only.
-      seed: of split, random weights, initial head, order of images, crops, flips and dropout.
+      training_fakes: data, or self-blended: fakes are made of real faces, for training and
+        validation; the test part keeps the data's. strict only.
+      seed: of split, random weights, initial head, order of images, crops, flips, dropout, blends.
     """
 
     protocol: ProtocolName = "strict"
@@ -115,6 +119,7 @@ class ProbeSettings:
     epochs: int | None = None
     test_share: float = 0.2
     validation_share: float = 0.2
+    training_fakes: TrainingFakes = "data"
     seed: int = 0
 
     def check(self) -> None:
@@ -153,6 +158,8 @@ class ProbeSettings:
     def name(self) -> str:
         """For people and files: `strict-resnet50-random-avgpool-family-logistic-s0`."""
         parts = [self.protocol, self.backbone, self.taken_layer, self.split, self.classifier]
+        if self.training_fakes != "data":
+            parts.append(self.training_fakes)
         if self.c is not None:
             parts.append(f"C{self.c:g}")
         return "-".join([*parts, f"s{self.seed}"])
@@ -248,14 +255,14 @@ class StrictProbe:
         """Extracts what the cache lacks, fits, chooses on validation, then reads the test part."""
         start = time.perf_counter()
         backbone = self.settings.make_backbone().to(self._device)
-        cache = feature_cache(self._features_dir, backbone, self._faces)
+        sources = feature_sources(
+            self.settings, backbone, self._faces, self._features_dir, self._device
+        )
         with frozen(backbone):
-            features = cache.get(
-                len(self._faces.frames), crop_features(backbone, self._faces, self._device)
-            )
-        labels = self._faces.labels
+            found_features = {name: source.get() for name, source in sources.items()}
+        features = found_features["crops"]
         train, validation = (
-            LabelledFeatures(features[rows], labels[rows])
+            training_part(self._faces, rows, features, found_features.get("blends"))
             for rows in (self._split.train, self._split.validation)
         )
         found = fit_classifier(self.settings, train, validation)
@@ -463,31 +470,83 @@ def fit_classifier(
     return fit_logistic_regression(train, validation)
 
 
-def feature_cache(features_dir: Path, backbone: ImageBackbone, faces: FaceSet) -> FeatureCache:
-    """Returns the cache of this backbone's features of these faces."""
-    return FeatureCache(
-        features_dir,
-        {
-            "backbone": backbone.name,
-            "weights": backbone.weights_id,
-            "layer": backbone.layer,
-            "preprocessing": backbone.preprocessing,
-            "faces": faces.fingerprint,
-        },
-    )
+class FeatureSource(NamedTuple):
+    """Features that a strict probe needs: their cache, how many rows, and how to compute them."""
+
+    cache: FeatureCache
+    num_rows: int
+    compute: Compute
+
+    def get(self) -> npt.NDArray[np.float32]:
+        """Returns all rows; computes what the cache lacks."""
+        return self.cache.get(self.num_rows, self.compute)
 
 
-def crop_features(backbone: ImageBackbone, faces: FaceSet, device: str) -> Compute:
-    """Returns the function from rows of `faces.frames` to their features, float32 `[n, D]`."""
+def feature_sources(
+    settings: ProbeSettings,
+    backbone: ImageBackbone,
+    faces: FaceSet,
+    features_dir: Path,
+    device: str = "cpu",
+) -> dict[str, FeatureSource]:
+    """Returns `crops`, and for self-blended training `blends`: one of each real crop, in order.
 
-    def compute(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        parts = []
-        for part in np.split(rows, range(IMAGES_A_BATCH, len(rows), IMAGES_A_BATCH)):
-            x = backbone.preprocess(as_batch(faces.crops(part)).to(device))
-            parts.append(backbone(x).float().cpu().numpy())
-        return np.concatenate(parts)
+    The blend of a crop depends on the seed and its row alone.
+    """
+    key = {
+        "backbone": backbone.name,
+        "weights": backbone.weights_id,
+        "layer": backbone.layer,
+        "preprocessing": backbone.preprocessing,
+        "faces": faces.fingerprint,
+    }
 
-    return compute
+    def features_of(crops_of: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.uint8]]) -> Compute:
+        def compute(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+            parts = []
+            for part in np.split(rows, range(IMAGES_A_BATCH, len(rows), IMAGES_A_BATCH)):
+                x = backbone.preprocess(as_batch(crops_of(part)).to(device))
+                parts.append(backbone(x).float().cpu().numpy())
+            return np.concatenate(parts)
+
+        return compute
+
+    real = np.flatnonzero(faces.labels == 0)
+
+    def blends(numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        return np.concatenate([
+            self_blend(faces.crops([row]), np.random.default_rng([settings.seed, row]))[0]
+            for row in real[numbers]
+        ])  # fmt: skip
+
+    sources = {"crops": FeatureSource(
+        FeatureCache(features_dir, key), len(faces.frames), features_of(faces.crops)
+    )}  # fmt: skip
+    if settings.training_fakes == "self-blended":
+        cache = FeatureCache(features_dir, key | {"self_blended": settings.seed})
+        sources["blends"] = FeatureSource(cache, len(real), features_of(blends))
+    return sources
+
+
+def training_part(
+    faces: FaceSet,
+    rows: npt.NDArray[np.int64],
+    features: npt.NDArray[np.float32],
+    blends: npt.NDArray[np.float32] | None,
+) -> LabelledFeatures:
+    """Returns features and labels of these crops; with blends, of the real ones and their blends.
+
+    Args:
+      features: of all crops.
+      blends: of all real crops' blends, or None.
+    """
+    labels = faces.labels
+    if blends is None:
+        return LabelledFeatures(features[rows], labels[rows])
+    real = rows[labels[rows] == 0]
+    numbers = np.searchsorted(np.flatnonzero(labels == 0), real)
+    x = np.concatenate([features[real], blends[numbers]])
+    return LabelledFeatures(x, np.repeat(np.array([0, 1], np.int64), len(real)))
 
 
 def dataset_of(faces: FaceSet) -> str:

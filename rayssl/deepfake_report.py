@@ -170,6 +170,7 @@ def _arms(trials: Sequence[Finished]) -> dict[Arm, list[Finished]]:
     for trial in sorted(trials, key=lambda t: t.row["seed"]):
         row = trial.row
         classifier = row["classifier"] + ("" if row["c"] is None else f" C={row['c']:g}")
+        classifier += "" if row["training_fakes"] == "data" else f", {row['training_fakes']}"
         arm = Arm(row["protocol"], row["backbone"], row["layer"], classifier, row["split"])
         found.setdefault(arm, []).append(trial)
     return {arm: found[arm] for arm in sorted(found, key=_place)}

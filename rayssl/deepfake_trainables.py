@@ -18,8 +18,7 @@ from rayssl.data.faces import FaceSet, load_face_set
 from rayssl.deepfake import (
     CropScores,
     ProbeSettings,
-    crop_features,
-    feature_cache,
+    feature_sources,
     make_probe_run,
 )
 from rayssl.features import ROWS_A_PART, frozen
@@ -147,23 +146,29 @@ def extract_features(
       ValueError, OSError: of the first task that failed.
     """
     faces = load_face_set(Path(place.faces))
-    num_rows = len(faces.frames)
-    jobs: dict[Path, tuple[dict[str, Any], list[int]]] = {}
+    jobs: dict[Path, list[tuple[dict[str, Any], str, int, int]]] = {}
+    all_rows = 0
     for probe in probes:
-        cache = feature_cache(Path(place.features), probe.make_backbone(), faces)
-        jobs[cache.folder] = dataclasses.asdict(probe), cache.missing(num_rows)
-    todo = [(settings, part) for settings, parts in jobs.values() for part in parts]
+        backbone = probe.make_backbone()
+        sources = feature_sources(probe, backbone, faces, Path(place.features))
+        for name, (cache, num_rows, _) in sources.items():
+            if cache.folder not in jobs:
+                all_rows += num_rows
+                jobs[cache.folder] = [
+                    (dataclasses.asdict(probe), name, part, _part_rows(part, num_rows))
+                    for part in cache.missing(num_rows)
+                ]
+    todo = [job for each in jobs.values() for job in each]
     if not todo:
         return
-    all_rows, done = num_rows * len(jobs), 0
-    done = all_rows - sum(_part_rows(part, num_rows) for _, part in todo)
+    done = all_rows - sum(rows for *_, rows in todo)
     task = ray.remote(_extract_part).options(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=2)
     ahead = TASKS_AHEAD * max(1, int(ray.cluster_resources().get("CPU", 1) / max(num_cpus, 0.1)))
     waiting: list[Any] = []
     while (todo or waiting) and not StopAtSteps.asked:
         while todo and len(waiting) < ahead:
-            settings, part = todo.pop(0)
-            waiting.append(task.remote(settings, part, dataclasses.asdict(place), num_cpus))
+            settings, name, part, _ = todo.pop(0)
+            waiting.append(task.remote(settings, name, part, dataclasses.asdict(place), num_cpus))
         if on_rows:
             on_rows(done, all_rows)
         finished, waiting = ray.wait(waiting, timeout=5.0)
@@ -178,18 +183,18 @@ def extract_features(
 
 
 def _extract_part(
-    settings: dict[str, Any], part: int, place: dict[str, Any], num_cpus: float
+    settings: dict[str, Any], name: str, part: int, place: dict[str, Any], num_cpus: float
 ) -> int:
     """The Ray task: writes one part of one cache and returns its rows."""
     torch.set_num_threads(max(1, int(num_cpus)))
     where, device = Place(**place), _device()
     faces = _face_set(where.faces)
     backbone = _backbone(json.dumps(settings, sort_keys=True), device)
+    probe = ProbeSettings(**settings)
+    source = feature_sources(probe, backbone, faces, Path(where.features), device)[name]
     with frozen(backbone):
-        feature_cache(Path(where.features), backbone, faces).extract_part(
-            part, len(faces.frames), crop_features(backbone, faces, device)
-        )
-    return _part_rows(part, len(faces.frames))
+        source.cache.extract_part(part, source.num_rows, source.compute)
+    return _part_rows(part, source.num_rows)
 
 
 def _part_rows(part: int, num_rows: int) -> int:

@@ -175,6 +175,45 @@ def test_c_that_is_given_is_not_chosen(faces: FaceSet, tmp_path: Path) -> None:
     assert [row["C"] for row in metrics["tried"]] == [0.5]
 
 
+def test_self_blended_training_is_shown_no_fake_of_the_data(
+    faces: FaceSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = dataclasses.replace(STRICT, training_fakes="self-blended")
+    split = split_of(settings, faces)
+    monkeypatch.setattr(deepfake, "split_of", lambda settings, faces: split)
+    run = StrictProbe(settings, faces, tmp_path)
+    found = run.run_epoch()
+    seen = np.concatenate([split.train, split.validation])
+    fakes = seen[faces.labels[seen] == 1]
+    real_crops = FaceSet.crops
+
+    def poisoned(self: FaceSet, rows: Any) -> Any:
+        crops = real_crops(self, rows)
+        crops[np.isin(rows, fakes)] = 255
+        return crops
+
+    monkeypatch.setattr(FaceSet, "crops", poisoned)
+    again = StrictProbe(settings, faces, tmp_path / "other")
+    assert again.run_epoch()["tried"] == found["tried"]
+    assert np.array_equal(again.test.scores, run.test.scores)
+    assert sorted(set(run.test.labels)) == [0, 1]  # the test part keeps the data's fakes
+    assert settings.name == "strict-tiny-map-family-logistic-self-blended-s0"
+
+
+def test_blends_depend_on_seed_and_row_alone(faces: FaceSet, tmp_path: Path) -> None:
+    def features(seed: int, folder: str) -> Any:
+        settings = dataclasses.replace(STRICT, training_fakes="self-blended", seed=seed)
+        backbone = STRICT.make_backbone()
+        source = deepfake.feature_sources(settings, backbone, faces, tmp_path / folder)["blends"]
+        with torch.no_grad():
+            return source.compute(np.arange(4)), source.compute(np.array([3]))
+
+    first, last = features(0, "a")
+    assert np.allclose(first[3], last[0], atol=1e-5)
+    assert np.array_equal(features(0, "b")[0], first)
+    assert not np.allclose(features(1, "c")[0], first)
+
+
 # paper-code
 
 
@@ -295,6 +334,7 @@ def test_drawn_faces_are_called_drawn_faces(faces: FaceSet) -> None:
         ({"classifier": "knn", "c": 1.0}, "c is logistic regression's"),
         ({"epochs": 3}, "epochs are those of sgd and adam"),
         ({"classifier": "sgd", "epochs": 0}, "1 or more, got 0"),
+        ({"training_fakes": "mine"}, "training_fakes of tiny under strict must be one of data"),
         ({"seed": -1}, "seed must be 0 or more"),
     ],
 )

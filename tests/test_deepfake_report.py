@@ -27,7 +27,8 @@ def trial(
 ) -> Finished:
     row: dict[str, Any] = {
         "protocol": "strict", "backbone": backbone, "layer": "avgpool", "classifier": "logistic",
-        "c": None, "split": split, "seed": 0, "chosen": {"C": 0.1}, "changed_parameters": [],
+        "c": None, "training_fakes": "data", "split": split, "seed": 0, "chosen": {"C": 0.1},
+        "changed_parameters": [],
         "changed_statistics": [], "sizes": {"train": 60, "validation": 20, "test": 100},
         "leakage": {"shared": {"video": 20, "actor": None}, "total": {"video": 20, "actor": None},
                     "left_out": 0},
@@ -129,7 +130,11 @@ def test_scores_come_back_as_they_were_saved_and_damage_is_refused(tmp_path: Pat
     path = tmp_path / "scores" / "a.npz"
     for name, values in load_scores(path)._asdict().items():
         assert np.array_equal(values, getattr(saved, name))
-    rows = [{"trial": "a", "done": True}, {"trial": "b", "done": True}, {"trial": "c"}]
+    rows: list[dict[str, Any]] = [
+        {"trial": "a", "done": True},
+        {"trial": "b", "done": True},
+        {"trial": "c"},
+    ]
     assert finished_trials(tmp_path, rows) == {"a"}  # b's scores are gone, c is under way
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(ValueError, match="is damaged"):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,13 +154,8 @@ def test_checkpoint_that_cannot_be_explained_is_refused(
 # Which trials there are
 
 
-def names(faces: FaceSet, *words: str) -> list[str]:
-    run = deepfake.Probe(faces.folder)
-    for name, value in zip(words[::2], words[1::2], strict=True):
-        old = getattr(run, name)
-        new = tuple(value.split()) if isinstance(old, tuple) else int(value)
-        new = tuple(float(v) for v in new) if name == "c" else new  # type: ignore[union-attr]
-        run = dataclasses.replace(run, **{name: new})
+def names(faces: FaceSet, **changes: Any) -> list[str]:
+    run = dataclasses.replace(deepfake.Probe(faces.folder), **changes)
     return sorted(settings.name for settings in deepfake.trials_of(run, faces))
 
 
@@ -172,18 +168,20 @@ def test_plain_command_has_a_random_and_a_hard_split_for_each_row_of_table_iii(
 
 
 def test_paper_code_splits_by_the_first_actor_where_there_are_actors(faces: FaceSet) -> None:
-    words = ("protocol", "paper-code", "backbone", "resnet50-random")
-    assert names(faces, *words) == [
+    words: dict[str, Any] = {"protocol": ("paper-code",), "backbone": ("resnet50-random",)}
+    assert names(faces, **words) == [
         "paper-code-resnet50-random-avgpool-first-actor-adam-s0",
         "paper-code-resnet50-random-avgpool-random-adam-s0",
     ]
     nobody = dataclasses.replace(faces, videos=faces.videos.assign(actor=None))
-    assert names(nobody, *words)[1] == "paper-code-resnet50-random-avgpool-video-adam-s0"
+    assert names(nobody, **words)[1] == "paper-code-resnet50-random-avgpool-video-adam-s0"
 
 
 def test_layers_classifiers_c_and_seeds_are_crossed(faces: FaceSet) -> None:
-    found = names(faces, "backbone", "resnet50-random", "layer", "layer1 avgpool", "split",
-                  "family", "classifier", "logistic knn", "c", "0.1 1", "seeds", "2")  # fmt: skip
+    found = names(
+        faces, backbone=("resnet50-random",), layer=("layer1", "avgpool"), split=("family",),
+        classifier=("logistic", "knn"), c=(0.1, 1.0), seeds=2,
+    )  # fmt: skip
     assert len(found) == 2 * 2 * (2 + 1)
     assert "strict-resnet50-random-layer1-family-logistic-C0.1-s1" in found
 
