@@ -258,11 +258,10 @@ class StrictProbe:
         sources = feature_sources(
             self.settings, backbone, self._faces, self._features_dir, self._device
         )
-        with frozen(backbone):
-            found_features = {name: source.get() for name, source in sources.items()}
-        features = found_features["crops"]
+        extracted = {name: source.get() for name, source in sources.items()}
+        features = extracted["crops"]
         train, validation = (
-            training_part(self._faces, rows, features, found_features.get("blends"))
+            training_part(self._faces, rows, features, extracted.get("blends"))
             for rows in (self._split.train, self._split.validation)
         )
         found = fit_classifier(self.settings, train, validation)
@@ -491,7 +490,8 @@ def feature_sources(
 ) -> dict[str, FeatureSource]:
     """Returns `crops`, and for self-blended training `blends`: one of each real crop, in order.
 
-    The blend of a crop depends on the seed and its row alone.
+    The backbone is frozen while it computes. The blend of a crop depends on the seed and its row
+    alone.
     """
     key = {
         "backbone": backbone.name,
@@ -504,9 +504,10 @@ def feature_sources(
     def features_of(crops_of: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.uint8]]) -> Compute:
         def compute(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
             parts = []
-            for part in np.split(rows, range(IMAGES_A_BATCH, len(rows), IMAGES_A_BATCH)):
-                x = backbone.preprocess(as_batch(crops_of(part)).to(device))
-                parts.append(backbone(x).float().cpu().numpy())
+            with frozen(backbone):  # here: nothing of a network that moved reaches the cache
+                for part in np.split(rows, range(IMAGES_A_BATCH, len(rows), IMAGES_A_BATCH)):
+                    x = backbone.preprocess(as_batch(crops_of(part)).to(device))
+                    parts.append(backbone(x).float().cpu().numpy())
             return np.concatenate(parts)
 
         return compute

@@ -21,7 +21,7 @@ from rayssl.deepfake import (
     feature_sources,
     make_probe_run,
 )
-from rayssl.features import ROWS_A_PART, frozen
+from rayssl.features import ROWS_A_PART
 from rayssl.rllib.stopping import StopAtSteps, StopWhenAsked
 from rayssl.trainables import STATE, EpochWriter
 
@@ -148,7 +148,9 @@ def extract_features(
     faces = load_face_set(Path(place.faces))
     jobs: dict[Path, list[tuple[dict[str, Any], str, int, int]]] = {}
     all_rows = 0
-    for probe in probes:
+    # One probe for each backbone: making one reads and hashes its weight file.
+    alike = {(p.backbone, p.layer, p.weights, p.training_fakes, p.seed): p for p in probes}
+    for probe in alike.values():
         backbone = probe.make_backbone()
         sources = feature_sources(probe, backbone, faces, Path(place.features))
         for name, (cache, num_rows, _) in sources.items():
@@ -192,8 +194,7 @@ def _extract_part(
     backbone = _backbone(json.dumps(settings, sort_keys=True), device)
     probe = ProbeSettings(**settings)
     source = feature_sources(probe, backbone, faces, Path(where.features), device)[name]
-    with frozen(backbone):
-        source.cache.extract_part(part, source.num_rows, source.compute)
+    source.cache.extract_part(part, source.num_rows, source.compute)
     return _part_rows(part, source.num_rows)
 
 

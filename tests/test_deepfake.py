@@ -121,6 +121,7 @@ def test_strict_that_moves_a_statistic_is_an_error(
     monkeypatch.setattr(backbone, "eval", lambda: backbone.train())
     with pytest.raises(RuntimeError, match="network.bn.running_mean"):
         StrictProbe(STRICT, faces, tmp_path).run_epoch()
+    assert list(tmp_path.rglob("*.npy")) == []  # nor are its features kept
 
 
 @pytest.mark.parametrize("classifier", ["logistic", "sgd", "knn"])
@@ -205,8 +206,7 @@ def test_blends_depend_on_seed_and_row_alone(faces: FaceSet, tmp_path: Path) -> 
         settings = dataclasses.replace(STRICT, training_fakes="self-blended", seed=seed)
         backbone = STRICT.make_backbone()
         source = deepfake.feature_sources(settings, backbone, faces, tmp_path / folder)["blends"]
-        with torch.no_grad():
-            return source.compute(np.arange(4)), source.compute(np.array([3]))
+        return source.compute(np.arange(4)), source.compute(np.array([3]))
 
     first, last = features(0, "a")
     assert np.allclose(first[3], last[0], atol=1e-5)
