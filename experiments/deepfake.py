@@ -145,7 +145,7 @@ class Probe:
     backbone: tuple[str, ...] = tuple(TABLE_III)
     """Rows of the table; one whose weights are nowhere is shown as not run."""
     layer: tuple[str, ...] = ()
-    """Layers whose features are read; default: the authors' for each backbone."""
+    """Layers whose features are read; a backbone that has none of them gives the authors'."""
     weights: tuple[str, ...] = ()
     """Weight files, BACKBONE=PATH; default: RAYSSL_WEIGHTS, TORCH_HOME, the network."""
     split: tuple[SplitKind, ...] = ()
@@ -306,17 +306,17 @@ def trials_of(run: Probe, faces: FaceSet) -> list[ProbeSettings]:
 
 
 def layers_of(run: Probe, backbone: str) -> tuple[str | None, ...]:
-    """The layers asked for that this backbone has; the authors' where none was asked for."""
-    if not run.layer:
-        return (None,)
-    known = image_backbone_spec(backbone).layers
-    found = tuple(layer for layer in run.layer if layer in known)
-    if not found:
-        raise ValueError(
-            f"{backbone} has none of the layers {', '.join(run.layer)}. It has {', '.join(known)}: "
-            "add one, or leave the backbone out with --backbone."
-        )
-    return found
+    """The layers asked for that this backbone has; None, the authors', where it has none of them.
+
+    Raises:
+      ValueError: for a layer that no backbone of the run has.
+    """
+    known = {name: image_backbone_spec(name).layers for name in run.backbone}
+    for layer in run.layer:
+        if not any(layer in layers for layers in known.values()):
+            have = "; ".join(f"{name}: {', '.join(layers)}" for name, layers in known.items())
+            raise ValueError(f"No backbone has a layer {layer!r}. They have {have}.")
+    return tuple(layer for layer in run.layer if layer in known[backbone]) or (None,)
 
 
 def default_splits(protocol: str, faces: FaceSet) -> tuple[SplitKind, ...]:

@@ -72,7 +72,10 @@ def no_network(url: str, path: Path) -> Path:
         (["--backbone"], "--backbone needs at least one value, got none."),
         (["--seeds", "0"], "--seeds must be 1 or more, got 0."),
         (["--num-gpus", "nan"], "--num-gpus must be 0 or more, got nan."),
-        (["--layer", "conv5"], "resnet50-random has none of the layers conv5. It has layer1"),
+        (
+            ["--layer", "conv5"],
+            "No backbone has a layer 'conv5'. They have resnet50-random: layer1",
+        ),
         (["--c", "-1"], "c is logistic regression's and above 0, got -1.0."),
         (["--test-share", "1"], "test_share must be in (0, 1), got 1.0."),
         (["--classifier", "sgd", "--epochs", "0"], "1 or more, got 0."),
@@ -184,6 +187,17 @@ def test_layers_classifiers_c_and_seeds_are_crossed(faces: FaceSet) -> None:
     )  # fmt: skip
     assert len(found) == 2 * 2 * (2 + 1)
     assert "strict-resnet50-random-layer1-family-logistic-C0.1-s1" in found
+
+
+def test_backbone_without_a_layer_that_was_asked_for_gives_the_authors(faces: FaceSet) -> None:
+    found = names(
+        faces, backbone=("resnet50-random", "alexnet-imagenet"), layer=("layer1",),
+        split=("family",),
+    )  # fmt: skip
+    assert found == [
+        "strict-alexnet-imagenet-fc7-family-logistic-s0",
+        "strict-resnet50-random-layer1-family-logistic-s0",
+    ]
 
 
 def test_job_of_a_sweep_checks_and_judges_by_validation(faces: FaceSet) -> None:
