@@ -175,6 +175,12 @@ def test_same_folders_give_the_same_bytes(page: Path, inputs: Path, tmp_path: Pa
     assert {path.name: path.read_bytes() for path in page.iterdir()} == before
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves the drawing out, which takes most of the time, where only the words matter."""
+    monkeypatch.setattr("rayssl.page.save", lambda figure, stem: "<svg></svg>")
+
+
 def table_row(markdown: str, *words: str) -> list[str]:
     """The cells of the first row of any table that holds all of these words."""
     for line in markdown.splitlines():
@@ -220,7 +226,7 @@ def test_small_runs_are_called_small(page: Path) -> None:
     assert "1 of the paper's 14 epochs" in text
 
 
-def test_row_tells_the_first_crossing_and_the_commits(tmp_path: Path) -> None:
+def test_row_tells_the_first_crossing_and_the_commits(tmp_path: Path, undrawn: None) -> None:
     folder = run_folder(tmp_path / "a")
     row = report.main([str(folder), "--out", str(tmp_path / "out")])[0]
     assert row["first above -5"] == 2000
@@ -230,7 +236,7 @@ def test_row_tells_the_first_crossing_and_the_commits(tmp_path: Path) -> None:
     assert "One seed only, so no interval and no verdict" in text
 
 
-def test_second_run_of_a_seed_is_listed_and_does_not_count(tmp_path: Path) -> None:
+def test_second_run_of_a_seed_is_listed_and_does_not_count(tmp_path: Path, undrawn: None) -> None:
     first, second = (run_folder(tmp_path / part / "pong") for part in ("a", "b"))
     rows = report.main([str(first), str(second), "--out", str(tmp_path / "out")])
     assert len(rows) == 2
@@ -271,7 +277,7 @@ def test_folder_that_is_no_run_is_one_line_and_nothing_is_written(
 
 
 def test_bad_folders_are_listed_and_the_rest_makes_the_page(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, undrawn: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good = run_folder(tmp_path / "good")
     bad = [run_folder(tmp_path / f"bad{i}", log, s) for i, (log, s, _) in enumerate(BAD[:7])]
@@ -303,7 +309,7 @@ def test_bad_folders_are_listed_and_the_rest_makes_the_page(
         assert table_row(text, f"{folder.name} ", why.split(",")[0].replace("_", r"\_"))
 
 
-def test_run_without_a_whole_game_has_no_score_and_says_so(tmp_path: Path) -> None:
+def test_run_without_a_whole_game_has_no_score_and_says_so(tmp_path: Path, undrawn: None) -> None:
     folder = run_folder(tmp_path / "a", "env_steps,score_mean_100,wall_s\n1000,nan,5\n2000,nan,9\n")
     (row,) = report.main([str(folder), "--out", str(tmp_path / "out")])
     assert row["steps"] == 2000
