@@ -24,9 +24,9 @@ if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
 import ray
 from ray import tune
 
-from rayssl.backbones.atari import make_trunk
 from rayssl.cli import check_writable, parse_atari_run, provenance, refuse, remove_empty
 from rayssl.envs.atari import game_title, rom_id
+from rayssl.jobs.atari import build_config, check_run
 from rayssl.metrics import TABLE_IV
 from rayssl.presets import AtariRun
 from rayssl.replay import check_memory
@@ -47,62 +47,6 @@ from rayssl.tasks import make_task
 
 logging.getLogger("ray.rllib").setLevel(logging.ERROR)  # a page about API stacks at every start
 UNFINISHED = 75  # exit code: run the same command with --resume to go on
-
-
-def build_config(run: AtariRun) -> AuxDQNConfig:
-    """Returns the algorithm's config for these settings; nothing is started."""
-    plain = run.aux_task == "none"
-    return (
-        AuxDQNConfig()
-        .environment(run.game, env_config={"frame_size": run.frame_size, "sticky": run.sticky})
-        .auxiliary(
-            task=run.aux_task, weight=run.aux_weight, every=run.aux_every, schedule=run.schedule,
-            pretrain_updates=run.pretrain_updates,
-            optimizers="shared" if plain else run.optimizers,
-        )
-        .training(
-            network=run.network, lr=run.lr, adam_epsilon=run.adam_epsilon, gamma=run.gamma,
-            n_step=run.n_step, double_q=run.double_q, replay_ratio=run.replay_ratio,
-            train_batch_size_per_learner=run.batch_size // max(1, run.num_learners),
-            replay_capacity_steps=run.replay_capacity, learning_starts_steps=run.learning_starts,
-            target_update_freq=run.target_every, target_update_unit=run.target_unit,
-            grad_clip=run.grad_clip, grad_clip_by=run.grad_clip_by,
-            epsilon=(1.0, run.epsilon_end, run.epsilon_steps), prioritized=run.prioritized,
-            priority_beta_steps=run.steps, clip_rewards=run.clip_rewards,
-            cut_on_life_loss=run.cut_on_life_loss, compute_dtype=run.compute_dtype,
-            compile_learner=run.compile,
-            steps_per_iteration=min(run.steps_per_report, run.steps),  # a report ends the run
-            save_replay=run.save_replay,
-        )
-        .env_runners(
-            num_env_runners=run.num_workers, num_envs_per_env_runner=run.envs_per_worker
-        )
-        .learners(
-            num_learners=run.num_learners,
-            num_gpus_per_learner=run.num_gpus / max(1, run.num_learners),
-        )
-        .debugging(seed=run.seed)
-    )  # fmt: skip
-
-
-def check_run(run: AtariRun, folder: Path) -> None:
-    """Raises ValueError for values that no config sees."""
-    least = {"steps": 1, "steps_per_report": 1, "checkpoint_every": 1, "num_workers": 0,
-             "envs_per_worker": 1, "num_learners": 0, "num_gpus": 0, "seed": 0,
-             "learner_cpus": 1}  # fmt: skip
-    for name, smallest in least.items():
-        value = getattr(run, name)
-        if value is not None and value < smallest:
-            raise ValueError(f"--{name.replace('_', '-')} must be {smallest} or more, got {value}.")
-    if run.name is not None and (Path(run.name).name != run.name or run.name == ".."):
-        raise ValueError(
-            f"--name must be a plain folder name, got '{run.name}'. See --results-dir."
-        )
-    if run.num_learners > 1 and run.batch_size % run.num_learners:
-        raise ValueError(
-            f"--batch-size {run.batch_size} is not shared evenly by {run.num_learners} learners. "
-            "Choose a multiple."
-        )
 
 
 def go_on(run: AtariRun, folder: Path, config: AuxDQNConfig) -> int:
@@ -208,10 +152,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         run = parse_atari_run(argv)
         name = run.name or f"{rom_id(run.game)}-{run.aux_task}-s{run.seed}"
         folder = run.resume.resolve() if run.resume else run.results_dir / name
-        check_run(run, folder)
+        check_run(run)
         config = build_config(run)
-        config.validate()
-        make_trunk(run.network, size=run.frame_size)  # refuses frames that are too small
         resumed_at = 0
         if run.resume:
             resumed_at = go_on(run, folder, config)

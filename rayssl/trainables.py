@@ -3,7 +3,7 @@
 import json
 import math
 import pickle
-import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from rayssl.data import ImageSplits
 from rayssl.training import ClassifierSettings, ClassifierTraining
 
 STATE = "state.pt"
-NOT_SETTINGS = ("num_cpus", "restore_from")  # of a trial's config
+NOT_SETTINGS = ("num_cpus", "restore_from", "adapts")  # of a trial's config
 EPOCHS = "epochs.jsonl"  # one line per epoch of each trial, in the folder of the experiment
 
 
@@ -26,8 +26,9 @@ class ImageClassifier(tune.Trainable):
 
     The config holds the fields of ClassifierSettings, `num_cpus` (threads), and `restore_from`:
     a checkpoint to go on from, or None; or all of them under `trial`, which takes a list of whole
-    configs into one `tune.grid_search`. The data travel through Ray's object store, so that nodes
-    need no copy of the files.
+    configs into one `tune.grid_search`. `adapts` names settings in which a checkpoint may differ
+    (population-based training). The data travel through Ray's object store, so that nodes need no
+    copy of the files.
     """
 
     def setup(self, config: dict[str, Any], data: ImageSplits) -> None:
@@ -37,6 +38,7 @@ class ImageClassifier(tune.Trainable):
         settings = ClassifierSettings(**settings_of(config))
         device = "cuda" if torch.cuda.is_available() else "cpu"  # Ray hides GPUs not asked for
         self.training = ClassifierTraining(data, settings, device)
+        self._adapts = tuple(config.get("adapts") or ())
         if config.get("restore_from"):
             self.load_checkpoint(config["restore_from"])
 
@@ -52,43 +54,28 @@ class ImageClassifier(tune.Trainable):
         """Restores what `save_checkpoint` wrote."""
         path = Path(checkpoint) / STATE
         state = torch.load(path, map_location=self.training.device, weights_only=True)
-        self.training.load_state_dict(state)
+        self.training.load_state_dict(state, may_differ=self._adapts)
 
 
-class EpochLog(tune.Callback):
-    """Appends each trial's epochs to EPOCHS and TensorBoard as they come, and prints one line.
+class EpochWriter:
+    """Appends epochs to EPOCHS in a folder, and their figures to TensorBoard, as they come.
 
     Tune's own loggers write into a staging folder and copy it now and then (cluster-notes.md,
     fact 9); a killed driver would lose its last rows. An epoch that a resumed trial repeats is
     written again: readers take the last line of each (`rayssl.report.read_epochs`).
-
-    Args:
-      folder: of the experiment.
-      num_trials: for the line.
     """
 
-    def __init__(self, folder: Path, num_trials: int) -> None:
-        self._path, self._tb, self._num_trials = folder / EPOCHS, folder / "tb", num_trials
-        self._start = time.monotonic()
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / EPOCHS
         self._mend_last_line()
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
+    def write(self, row: dict[str, Any], tensorboard: Path) -> None:
         """Writes one epoch of one trial."""
-        config = settings_of(trial.config)
-        row = {"trial": trial_name(config), **config}
-        row |= {k: v for k, v in result.items() if k in METRICS}
         with self._path.open("a") as handle:
             handle.write(json.dumps(row) + "\n")
-        self._write_tensorboard(trial_name(config), row)
-        done = sum(t.is_finished() for t in trials) + bool(result.get("done"))
-        print(f"{epoch_line(row)} | {done}/{self._num_trials} trials done", flush=True)
-
-    def _write_tensorboard(self, name: str, row: dict[str, Any]) -> None:
         # Opened for each epoch: hundreds of trials would be hundreds of open files and threads.
         suffix = f".epoch-{row['epoch']}"  # files are named by the second
-        with SummaryWriter(str(self._tb / name), filename_suffix=suffix) as writer:
+        with SummaryWriter(str(tensorboard), filename_suffix=suffix) as writer:
             for key, value in row.items():
                 if key in METRICS and isinstance(value, int | float) and math.isfinite(value):
                     writer.add_scalar(key, value, row["epoch"])
@@ -98,6 +85,29 @@ class EpochLog(tune.Callback):
         if self._path.is_file() and not self._path.read_bytes().endswith(b"\n"):
             with self._path.open("a") as handle:
                 handle.write("\n")
+
+
+class EpochLog(tune.Callback):
+    """Writes the epochs of all trials of an experiment (`EpochWriter`), and prints a line for each.
+
+    Args:
+      folder: of the experiment.
+      num_trials: for the line.
+    """
+
+    def __init__(self, folder: Path, num_trials: int) -> None:
+        self._writer, self._tb, self._num_trials = EpochWriter(folder), folder / "tb", num_trials
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Writes one epoch of one trial."""
+        config = settings_of(trial.config)
+        row = {"trial": trial_name(config), **config}
+        row |= {k: v for k, v in result.items() if k in METRICS}
+        self._writer.write(row, self._tb / trial_name(config))
+        done = sum(t.is_finished() for t in trials) + bool(result.get("done"))
+        print(f"{epoch_line(row)} | {done}/{self._num_trials} trials done", flush=True)
 
 
 METRICS = (
@@ -119,15 +129,22 @@ def newest_checkpoint(folder: Path, name: str) -> Path | None:
     A trial has a folder for each start of the experiment. Files that a kill cut short are passed
     over.
     """
-    best: tuple[int, Path] | None = None
-    for path in folder.glob(f"{name}_*/checkpoint_*/{STATE}"):
+    found = newest_state(folder.glob(f"{name}_*/checkpoint_*"))
+    return found[0] if found else None
+
+
+def newest_state(checkpoints: Iterable[Path]) -> tuple[Path, int] | None:
+    """Returns the whole one with the most epochs among checkpoint folders, and its epochs."""
+    best: tuple[Path, int] | None = None
+    for folder in checkpoints:
         try:
-            epoch = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["epoch"]
+            state = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)
+            epoch = int(state["epoch"])
         except (RuntimeError, OSError, EOFError, KeyError, pickle.UnpicklingError):
             continue
-        if best is None or epoch > best[0]:
-            best = epoch, path.parent
-    return best[1] if best else None
+        if best is None or epoch > best[1]:
+            best = folder, epoch
+    return best
 
 
 def trial_name(config: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
@@ -232,14 +232,18 @@ class ClassifierTraining:
             "draws": self._draws.get_state(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], may_differ: Sequence[str] = ()) -> None:
         """Restores what `state_dict` returned.
 
+        Args:
+          state: of a training with the same settings.
+          may_differ: settings that act from update to update and so may be others than the
+            state's: `lr`, `aux_weight`.
         Raises:
           ValueError: if the state is of a training with other settings.
         """
         own = dataclasses.asdict(self.settings)
-        different = [k for k in own if state["settings"].get(k) != own[k]]
+        different = [k for k in own if k not in may_differ and state["settings"].get(k) != own[k]]
         if different:
             name = different[0]
             raise ValueError(

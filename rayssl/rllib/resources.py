@@ -102,6 +102,21 @@ def fit_runner_cpus(
     return RunnerFit(share / TICKS_PER_UNIT, total_cpus, message)
 
 
+def count_fitting(bundles: Sequence[Resources], nodes: Sequence[Resources], most: int) -> int:
+    """Returns how many times these bundles fit into the free nodes side by side, at most `most`.
+
+    Args:
+      bundles: what the processes of one trial ask for.
+      nodes: what is free on each node, as `free_resources` returns it.
+    """
+    free = [_ticks(node) for node in nodes]
+    asked = sorted(bundles, key=_size, reverse=True)
+    count = 0
+    while count < most and _pack([_ticks(bundle) for bundle in asked], free) is None:
+        count += 1
+    return count
+
+
 def _largest_share(num_runners: int, free_ticks: Sequence[int]) -> int:
     """Returns the most ticks, at most one CPU, at which the runners fit; 0 if they never do."""
     fits, too_much = 0, TICKS_PER_UNIT + 1

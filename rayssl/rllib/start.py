@@ -47,8 +47,12 @@ def record_start(folder: Path, new: dict[str, Any]) -> None:
       new: `rayssl.cli.provenance` of its settings.
     """
     path = folder / "settings.json"
-    starts = json.loads(path.read_text()).get("starts", []) if path.exists() else []
-    new = new | {"starts": [*starts, {k: new[k] for k in ("command", "commit", "started")}]}
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(new, indent=1))
+    part.write_text(json.dumps(with_starts(path, new), indent=1))
     part.rename(path)
+
+
+def with_starts(path: Path, new: dict[str, Any]) -> dict[str, Any]:
+    """Returns `rayssl.cli.provenance` with the starts that the file at `path` has, and this one."""
+    starts = json.loads(path.read_text()).get("starts", []) if path.exists() else []
+    return new | {"starts": [*starts, {k: new[k] for k in ("command", "commit", "started")}]}
