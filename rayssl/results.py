@@ -370,7 +370,8 @@ def _read_sweep(folder: Path, found: Results) -> None:
     sweep = json.loads((folder / SWEEP).read_text())
     if sweep["version"] != LAYOUT_VERSION:
         raise _ExpectedError(f"{SWEEP} has layout {sweep['version']}, this reads {LAYOUT_VERSION}")
-    job, varied = str(sweep["job"]), tuple(sweep["axes"])
+    job = str(sweep["job"])
+    varied = [name for name, values in sweep["axes"].items() if len(values) > 1 or "log" in values]
     path = folder / TRIALS
     table = pd.read_csv(path, keep_default_na=False) if path.is_file() else pd.DataFrame()
     told = {str(row["trial"]): row for row in table.to_dict("records")}

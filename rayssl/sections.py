@@ -117,7 +117,8 @@ def _warnings(results: Results, studies: Sequence[Study]) -> list[str]:
     if alone:
         lines.append(f"One seed only, so no interval and no verdict: {'; '.join(alone)}.")
     if results.left_out:
-        lines.append(f"{_count(len(results.left_out), 'folder or file')} left out; see Left out.")
+        number = len(results.left_out)
+        lines.append(f"Left out: {number} of what was given, listed at the end with the reason.")
     return lines
 
 
