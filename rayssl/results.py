@@ -163,6 +163,29 @@ class Evaluation:
     source: str
 
 
+@dataclass(frozen=True)
+class Probe:
+    """A finished classifier over frozen features, for Table III.
+
+    Attributes:
+      faces: what the faces are; anything but DFDC's says so.
+      protocol, backbone, layer, classifier, split, seed: of its settings.
+      accuracy: per frame, in per cent, with the ends of its interval over videos.
+      commits, source: see `Run`.
+    """
+
+    faces: str
+    protocol: str
+    backbone: str
+    layer: str
+    classifier: str
+    split: str
+    seed: int
+    accuracy: tuple[float, float, float]
+    commits: tuple[str, ...]
+    source: str
+
+
 class LeftOut(NamedTuple):
     """A folder, file or trial that is not on the page, and why."""
 
@@ -177,20 +200,21 @@ class Results:
     Attributes:
       runs: in the order of the folders.
       asked: arm -> seeds that a sweep's or an experiment's settings ask for.
-      evaluations, left_out: see there.
+      evaluations, probes, left_out: see there.
       notes: what a reader should know of single trials (failed, ended early).
     """
 
     runs: list[Run] = field(default_factory=list)
     asked: dict[ArmKey, set[int]] = field(default_factory=dict)
     evaluations: list[Evaluation] = field(default_factory=list)
+    probes: list[Probe] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
     notes: list[LeftOut] = field(default_factory=list)
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing could be read."""
-        return not self.runs and not self.evaluations
+        return not (self.runs or self.evaluations or self.probes)
 
 
 def read_results(paths: Iterable[str | Path]) -> Results:
@@ -251,7 +275,7 @@ def _read_folder(folder: Path, found: Results, seen: set[Path]) -> bool:
     if (folder / SWEEP).is_file():
         _try(_read_sweep, folder, found)
     elif (folder / "epochs.jsonl").is_file():
-        _try(_read_classifiers, folder, found)
+        _try(_read_epochs, folder, found)
     elif (folder / "progress.csv").is_file():
         _try(_read_game, folder, found)
     elif (folder / SETTINGS).is_file():
@@ -310,6 +334,38 @@ def _read_game(folder: Path, found: Results, varied: Sequence[str] = ()) -> None
         commits=commits, rows=rows, x="env_steps", planned=int(settings["steps"]),
         reached=int(rows["env_steps"].iloc[-1]), reported=None, source=str(folder),
     ))  # fmt: skip
+
+
+def _read_epochs(folder: Path, found: Results) -> None:
+    """Adds what an epochs.jsonl holds: trials of mnist.py, or probes of deepfake.py."""
+    rows = read_epochs(folder)
+    if rows and "backbone" in rows[0]:
+        _read_probes(folder, found)
+    elif rows and "test_confusion" not in rows[0] and "validation_accuracy" not in rows[0]:
+        raise _ExpectedError("its epochs.jsonl is of a job that this page has no table for")
+    else:
+        _read_classifiers(folder, found)
+
+
+def _read_probes(folder: Path, found: Results, varied: Sequence[str] = ()) -> None:
+    """Adds the finished probes of experiments/deepfake.py."""
+    saved = json.loads((folder / SETTINGS).read_text())
+    settings, commits = dict(saved["settings"]), _commits(saved)
+    faces = str(saved["faces"]["dataset"] if "faces" in saved else settings["faces"])
+    last = {str(row["trial"]): row for row in read_epochs(folder)}
+    for name, row in last.items():
+        if not row.get("done"):
+            found.notes.append(LeftOut(f"{folder}: {name}", "not finished"))
+            continue
+        value, low, high = (100 * float(v) for v in row["frame_accuracy"])
+        found.probes.append(Probe(
+            faces=faces, protocol=str(row["protocol"]), backbone=str(row["backbone"]),
+            layer=str(row["layer"]), classifier=str(row["classifier"]), split=str(row["split"]),
+            seed=int(row["seed"]), accuracy=(value, low, high), commits=commits,
+            source=str(folder),
+        ))  # fmt: skip
+    for backbone, why in dict(saved.get("missing", {})).items():
+        found.notes.append(LeftOut(f"{folder}: {backbone}", f"not run: {why}"))
 
 
 def _read_classifiers(folder: Path, found: Results, varied: Sequence[str] = ()) -> None:
@@ -375,7 +431,7 @@ def _read_sweep(folder: Path, found: Results) -> None:
     path = folder / TRIALS
     table = pd.read_csv(path, keep_default_na=False) if path.is_file() else pd.DataFrame()
     told = {str(row["trial"]): row for row in table.to_dict("records")}
-    readers = {"atari": _read_game, "mnist": _read_classifiers}
+    readers = {"atari": _read_game, "mnist": _read_classifiers, "deepfake": _read_probes}
     for trial in sweep["trials"]:
         name, settings = str(trial["trial"]), dict(trial["settings"])
         row = told.get(name, {})
@@ -386,10 +442,11 @@ def _read_sweep(folder: Path, found: Results) -> None:
         if status in ("failed", "lost", "stopped"):
             why = str(row.get("error") or "ended early by the scheduler")
             found.notes.append(LeftOut(str(own), f"{status}: {why}"))
-        if job not in readers:
-            if status == "finished":
-                found.runs.append(_run_of_table(job, key, settings, row, sweep, own))
-        elif any((own / log).is_file() for log in ("progress.csv", "epochs.jsonl")):
+        if job not in ("atari", "mnist") and status == "finished":
+            found.runs.append(_run_of_table(job, key, settings, row, sweep, own))
+        if job in readers and any(
+            (own / log).is_file() for log in ("progress.csv", "epochs.jsonl")
+        ):
             _try(readers[job], own, found, varied=varied)
 
 

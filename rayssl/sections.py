@@ -70,8 +70,10 @@ def make_page(results: Results, *, command: str, above: float) -> Page:
             f"{_count(len(results.runs), 'run')} of {_count(num_arms, 'arm')}"
             + (f": {'; '.join(s.name for s in studies[:MAX_STUDIES])}" if studies else "")
             + (f"; {len(studies) - MAX_STUDIES} more" if len(studies) > MAX_STUDIES else "")
-            + (f". {_count(len(results.evaluations), 'evaluation')} of trained agents."
-               if results.evaluations else "."),
+            + (f". {_count(len(results.evaluations), 'evaluation')} of trained agents"
+               if results.evaluations else "")
+            + (f". {_count(len(results.probes), 'probe')} of frozen features"
+               if results.probes else "") + ".",
             f"Made by: {command}",
         ],
         warnings=_warnings(results, studies),
@@ -400,7 +402,11 @@ def _paper_tables(results: Results, studies: Sequence[Study]) -> Section:
                    Table("Table II: test accuracy of each class in per cent",
                          tables.not_run_table_2())]  # fmt: skip
     blocks += [
-        Table("Table III: accuracy of DeepFake detection in per cent", tables.table_3(studies)),
+        *(
+            Table(f"Table III: accuracy of DeepFake detection per frame in per cent, {title}", rows,
+                  "The paper's numbers are of DFDC." if results.probes else "")
+            for title, rows in tables.table_3(results.probes).items()
+        ),
         Table(
             "Table IV: mean score in 100 episodes",
             tables.table_4(studies, results.evaluations),
