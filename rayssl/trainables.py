@@ -15,6 +15,7 @@ from PIL import Image
 from ray import tune
 from tensorboardX import SummaryWriter
 
+from rayssl.bigan import AdversarialTraining, make_training
 from rayssl.data import ImageSplits
 from rayssl.rllib.stopping import StopWhenAsked
 from rayssl.training import ClassifierSettings, ClassifierTraining
@@ -89,6 +90,14 @@ class ImageClassifier(EpochTrainable):
     def make(self, settings: dict[str, Any], data: ImageSplits, device: str) -> ClassifierTraining:
         """Returns the training of one classifier."""
         return ClassifierTraining(data, ClassifierSettings(**settings), device)
+
+
+class FeatureLearner(EpochTrainable):
+    """One training of `rayssl.bigan`; settings: `model`, and those of that model."""
+
+    def make(self, settings: dict[str, Any], data: ImageSplits, device: str) -> AdversarialTraining:
+        """Returns the training of one BiGAN or BigBiGAN."""
+        return make_training(data=data, device=device, **settings)
 
 
 @dataclass(frozen=True)
@@ -283,3 +292,35 @@ def epoch_line(row: dict[str, Any]) -> str:
 
 
 CLASSIFICATION = Kind(ImageClassifier, trial_name, METRICS, epoch_line)
+
+ADVERSARIAL_METRICS = (
+    "epoch", "lr", "d_loss", "ge_loss", "e_loss", "g_loss", "score_encoded", "score_generated",
+    "s_x_encoded", "s_x_generated", "s_z_encoded", "s_z_generated", "s_xz_encoded",
+    "s_xz_generated", "encoder_std", "nn_features", "nn_code", "probe_features", "probe_code",
+    "recon_l2", "recon_l2_baseline", "seconds", "images_per_s", "eval_seconds",
+)  # fmt: skip
+
+
+def adversarial_name(config: dict[str, Any]) -> str:
+    """Returns the name of a trial for people: `bigan-s0`."""
+    return f"{config['model']}-s{config['seed']}"
+
+
+def adversarial_line(row: dict[str, Any]) -> str:
+    """Returns one line for people about one epoch of one BiGAN."""
+    parts = [f"{adversarial_name(row)}: epoch {row['epoch']}/{row['epochs']}"]
+    parts += [
+        f"{label} {row[key]:.3f}"
+        for key, label in (
+            ("d_loss", "D"), ("ge_loss", "G, E"), ("e_loss", "E"), ("g_loss", "G"),
+        )
+        if key in row
+    ]  # fmt: skip
+    if "nn_features" in row:
+        parts += [f"1-NN {row['nn_features']:.2%}", f"probe {row['probe_features']:.2%}"]
+    if "recon_l2" in row:
+        parts.append(f"reconstruction {row['recon_l2']:.2f} of {row['recon_l2_baseline']:.2f}")
+    return " | ".join([*parts, f"{row['seconds']:.0f} s"])
+
+
+FEATURE_LEARNING = Kind(FeatureLearner, adversarial_name, ADVERSARIAL_METRICS, adversarial_line)

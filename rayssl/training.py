@@ -238,14 +238,7 @@ class ClassifierTraining:
         Raises:
           ValueError: if the state is of a training with other settings.
         """
-        own = dataclasses.asdict(self.settings)
-        different = [k for k in own if state["settings"].get(k) != own[k]]
-        if different:
-            name = different[0]
-            raise ValueError(
-                f"Expected the state of a training with {name} {own[name]}, got "
-                f"{state['settings'].get(name)}. Resume with the settings that it was made with."
-            )
+        check_same_settings(state["settings"], dataclasses.asdict(self.settings))
         self.epoch, self.selected_epoch = state["epoch"], state["selected_epoch"]
         self._best_score, self._best_state = state["best_score"], state["best_state"]
         self.network.load_state_dict(state["network"])
@@ -410,3 +403,13 @@ class ClassifierTraining:
     def _get_dropout_state(self) -> None:
         if self.device.type != "cuda":
             self._dropout_state = torch.get_rng_state()
+
+
+def check_same_settings(saved: dict[str, Any], own: dict[str, Any]) -> None:
+    """Raises ValueError if the settings of a saved state are not a training's own."""
+    for name, value in own.items():
+        if saved.get(name) != value:
+            raise ValueError(
+                f"Expected the state of a training with {name} {value}, got {saved.get(name)}. "
+                "Resume with the settings that it was made with."
+            )

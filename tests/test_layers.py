@@ -25,12 +25,12 @@ RAY_UNITS = {"rllib", "trainables"}
 # Leaves: they import nothing of rayssl. None: every unit may import them.
 LEAVES: dict[str, set[str] | None] = {"_torchvision": {"data", "backbones"}, "video": None}
 # Beside the layers: only experiments/, and one another, may import them.
-SIDE = {"report", "classification_report", "cli", "presets"}
+SIDE = {"report", "bigan_report", "classification_report", "cli", "presets"}
 
 # The doors of third-party packages.
 DOORS = {
     "ray": RAY_UNITS,
-    "matplotlib": {"report", "classification_report", "attribution"},
+    "matplotlib": {"report", "bigan_report", "classification_report", "attribution"},
     "torchvision": {"_torchvision"},
 }
 
