@@ -24,24 +24,31 @@ if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
 import ray
 from ray import tune
 
-from rayssl.backbones.atari import make_trunk
 from rayssl.cli import check_writable, parse_atari_run, provenance, refuse, remove_empty
 from rayssl.envs.atari import game_title, rom_id
+from rayssl.jobs.atari import build_config, check_run
 from rayssl.metrics import TABLE_IV
 from rayssl.presets import AtariRun
 from rayssl.replay import check_memory
-from rayssl.report import markdown_table, plot_learning_curves, read_run
+from rayssl.report import markdown_table, plot_learning_curves, read_run, time_shares
 from rayssl.rllib.algorithm import AuxDQN
-from rayssl.rllib.checkpoint import MANIFEST, MODEL_SETTINGS, damage, newest_whole_checkpoint
+from rayssl.rllib.checkpoint import (
+    MANIFEST,
+    MODEL_SETTINGS,
+    damage,
+    hidden_code,
+    newest_whole_checkpoint,
+)
 from rayssl.rllib.config import AuxDQNConfig
 from rayssl.rllib.resources import (
+    HEAD_NODE,
     check_runner_memory,
     fit_runner_cpus,
     free_resources,
     total_cpus,
 )
 from rayssl.rllib.run_log import LiveLine, RunLog
-from rayssl.rllib.start import ray_address, record_start, start_ray
+from rayssl.rllib.start import check_shared, ray_address, record_start, start_ray
 from rayssl.rllib.stopping import StopAtSteps, stop_on_signals
 from rayssl.tasks import make_task
 
@@ -49,59 +56,12 @@ logging.getLogger("ray.rllib").setLevel(logging.ERROR)  # a page about API stack
 UNFINISHED = 75  # exit code: run the same command with --resume to go on
 
 
-def build_config(run: AtariRun) -> AuxDQNConfig:
-    """Returns the algorithm's config for these settings; nothing is started."""
-    plain = run.aux_task == "none"
-    return (
-        AuxDQNConfig()
-        .environment(run.game, env_config={"frame_size": run.frame_size, "sticky": run.sticky})
-        .auxiliary(
-            task=run.aux_task, weight=run.aux_weight, every=run.aux_every, schedule=run.schedule,
-            pretrain_updates=run.pretrain_updates,
-            optimizers="shared" if plain else run.optimizers,
-        )
-        .training(
-            network=run.network, lr=run.lr, adam_epsilon=run.adam_epsilon, gamma=run.gamma,
-            n_step=run.n_step, double_q=run.double_q, replay_ratio=run.replay_ratio,
-            train_batch_size_per_learner=run.batch_size // max(1, run.num_learners),
-            replay_capacity_steps=run.replay_capacity, learning_starts_steps=run.learning_starts,
-            target_update_freq=run.target_every, target_update_unit=run.target_unit,
-            grad_clip=run.grad_clip, grad_clip_by=run.grad_clip_by,
-            epsilon=(1.0, run.epsilon_end, run.epsilon_steps), prioritized=run.prioritized,
-            priority_beta_steps=run.steps, clip_rewards=run.clip_rewards,
-            cut_on_life_loss=run.cut_on_life_loss, compute_dtype=run.compute_dtype,
-            compile_learner=run.compile,
-            steps_per_iteration=min(run.steps_per_report, run.steps),  # a report ends the run
-            save_replay=run.save_replay,
-        )
-        .env_runners(
-            num_env_runners=run.num_workers, num_envs_per_env_runner=run.envs_per_worker
-        )
-        .learners(
-            num_learners=run.num_learners,
-            num_gpus_per_learner=run.num_gpus / max(1, run.num_learners),
-        )
-        .debugging(seed=run.seed)
-    )  # fmt: skip
-
-
-def check_run(run: AtariRun, folder: Path) -> None:
-    """Raises ValueError for values that no config sees."""
-    least = {"steps": 1, "steps_per_report": 1, "checkpoint_every": 1, "num_workers": 0,
-             "envs_per_worker": 1, "num_learners": 0, "num_gpus": 0, "seed": 0,
-             "learner_cpus": 1}  # fmt: skip
-    for name, smallest in least.items():
-        value = getattr(run, name)
-        if value is not None and value < smallest:
-            raise ValueError(f"--{name.replace('_', '-')} must be {smallest} or more, got {value}.")
-    if run.name is not None and (Path(run.name).name != run.name or run.name == ".."):
+def check_gpu(run: AtariRun) -> None:
+    """Raises ValueError for options that need a GPU where none is asked for."""
+    if run.replay_device == "learner" and not run.num_gpus:
         raise ValueError(
-            f"--name must be a plain folder name, got '{run.name}'. See --results-dir."
-        )
-    if run.num_learners > 1 and run.batch_size % run.num_learners:
-        raise ValueError(
-            f"--batch-size {run.batch_size} is not shared evenly by {run.num_learners} learners. "
-            "Choose a multiple."
+            "--replay-device learner keeps frames in a GPU's memory: pass --num-gpus 1, or leave "
+            "it out."
         )
 
 
@@ -117,6 +77,8 @@ def go_on(run: AtariRun, folder: Path, config: AuxDQNConfig) -> int:
             )
         print(f"{folder} has no whole checkpoint: starting over", flush=True)
         return 0
+    if code := hidden_code(checkpoint):
+        raise ValueError(f"{checkpoint} is refused, as reading it would run code: {code}.")
     steps = int(json.loads((checkpoint / MODEL_SETTINGS).read_text())["env_steps"])
     if steps >= run.steps:
         raise ValueError(f"{folder} has {steps} steps already. Pass --steps above that to go on.")
@@ -126,24 +88,41 @@ def go_on(run: AtariRun, folder: Path, config: AuxDQNConfig) -> int:
 
 
 def place(config: AuxDQNConfig, run: AtariRun, local: bool) -> str | None:
-    """Sets CPUs and threads to what the cluster has; returns a line if workers share cores."""
+    """Sets CPUs, threads and nodes to what the cluster has; returns a line if workers share cores.
+
+    On a cluster the runners spread over the nodes. The learner goes to the head if that has the
+    CPUs and GPUs for it, so that a lost node takes runners along and never the run; else to where
+    there is room.
+    """
     nodes = free_resources()
-    cores = max(int(node.get("CPU", 0)) for node in nodes)
-    rest = cores - run.num_workers if local else 1
-    cpus = run.learner_cpus or max(1, min(8, rest))
+    gpus = {"GPU": config.num_gpus_per_learner}
+    learners = [{"CPU": 1, **gpus}] * run.num_learners
+    main_gpus = {} if learners else gpus
+    home = max(nodes, key=lambda node: node.get("CPU", 0), default={})
+    head = next((node for node in nodes if HEAD_NODE in node), {})
+    on_head = head.get("CPU", 0) >= max(1, run.learner_cpus or 1) and all(
+        head.get(name, 0) >= amount for name, amount in main_gpus.items()
+    )
+    home = head if on_head else home
+    rest = sum(node.get("CPU", 0) for node in nodes) - run.num_workers
+    cpus = run.learner_cpus or int(max(1, min(8, home.get("CPU", 0), rest)))
     config.num_cpus_for_main_process = cpus
     # Two threads that share a core with runners wait for each other at every barrier.
     config.learner_threads = cpus
-    gpus = {"GPU": config.num_gpus_per_learner}
-    learners = [{"CPU": 1, **gpus}] * run.num_learners
+    if not local:
+        config.placement_strategy = "SPREAD"
+        config.custom_resources_for_main_process = {HEAD_NODE: 0.001} if on_head else {}
     fit = fit_runner_cpus(
-        run.num_workers, main_bundle={"CPU": cpus} | ({} if learners else gpus),
+        run.num_workers,
+        main_bundle={"CPU": cpus} | main_gpus | config.custom_resources_for_main_process,
         learner_bundles=learners, nodes=nodes, total_cpus=total_cpus(),
+        strategy=config.placement_strategy,
     )  # fmt: skip
     config.num_cpus_per_env_runner = fit.cpus_per_runner
     if local:
         check_runner_memory(run.num_workers)
-        check_memory(run.replay_capacity, (run.frame_size, run.frame_size), run.prioritized)
+        if run.replay_device == "host":
+            check_memory(run.replay_capacity, (run.frame_size, run.frame_size), run.prioritized)
     return fit.message
 
 
@@ -194,8 +173,8 @@ def summarise(run: AtariRun, folder: Path, checkpoint: Path | None) -> dict[str,
         "minutes": last["wall_s"] / 60,
     }  # fmt: skip
     print("\n" + markdown_table([row]))
-    times = {k.removeprefix("time_"): last[k] for k in rows if k.startswith("time_")}
-    print("time: " + ", ".join(f"{k} {v:.0%}" for k, v in times.items() if v == v))
+    parts = time_shares(rows).items()
+    print("time: " + ", ".join(f"{part} {share:.1%}" for part, share in parts))
     print(f"curve: {curve}\nlogs: {folder} (tensorboard --logdir {folder / 'tb'})")
     print(f"checkpoint: {checkpoint or 'none'}", flush=True)
     return row
@@ -208,10 +187,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         run = parse_atari_run(argv)
         name = run.name or f"{rom_id(run.game)}-{run.aux_task}-s{run.seed}"
         folder = run.resume.resolve() if run.resume else run.results_dir / name
-        check_run(run, folder)
+        check_run(run)
+        check_gpu(run)
         config = build_config(run)
-        config.validate()
-        make_trunk(run.network, size=run.frame_size)  # refuses frames that are too small
         resumed_at = 0
         if run.resume:
             resumed_at = go_on(run, folder, config)
@@ -225,6 +203,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         started_here = not ray.is_initialized()
         if started_here:
             start_ray(address)
+        check_shared(folder)
         message = place(config, run, local)
     except (ValueError, OSError, MemoryError) as error:
         remove_empty(made)

@@ -25,7 +25,6 @@ if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
 
 import ray
 
-from rayssl.bigan import check_data, make_settings
 from rayssl.bigan_report import bigan_report, plot_bigan
 from rayssl.cli import (
     check_writable,
@@ -35,18 +34,14 @@ from rayssl.cli import (
     refuse,
     remove_empty,
 )
-from rayssl.data import ImageSplits, available_datasets, fit_size, load_dataset, load_folder
+from rayssl.jobs.bigan import BiganTrial
 from rayssl.report import read_epochs
 from rayssl.rllib.resources import check_trial_fits
-from rayssl.rllib.start import ray_address, record_start, start_ray
+from rayssl.rllib.start import check_shared, ray_address, record_start, start_ray
 from rayssl.rllib.stopping import stop_on_signals
 from rayssl.trainables import FEATURE_LEARNING, pending, run_trials
 
 UNFINISHED = 75  # exit code: run the same command with --resume to go on
-MODEL_SETTINGS = (
-    "epochs", "batch_size", "lr", "encoder_lr", "decay_share", "z_dim", "size", "width",
-    "channels", "d_steps", "ema", "eval_every", "statistics_batches",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,8 +66,12 @@ class BiganRun:
     """Adam's learning rate; 2e-4."""
     encoder_lr: float | None = None
     """That of bigbigan's encoder; 2e-3."""
+    beta1: float | None = None
+    """Adam's decay of the first moment; 0.5."""
     decay_share: float | None = None
     """Share of the epochs, at the end, in which lr falls to 1%; bigan 0.5, bigbigan 0."""
+    weight_decay: float | None = None
+    """bigan's L2; 2.5e-5."""
     z_dim: int | None = None
     """Numbers in a code; bigan 50, bigbigan 120."""
     width: int | None = None
@@ -103,8 +102,8 @@ class BiganRun:
     """Go on with an experiment's folder; finished trials are kept."""
 
 
-def trials(run: BiganRun) -> list[dict[str, Any]]:
-    """Returns one config per seed, checked.
+def trials(run: BiganRun) -> list[BiganTrial]:
+    """Returns one trial per seed.
 
     Raises:
       ValueError: for a value that no trial can have.
@@ -114,27 +113,9 @@ def trials(run: BiganRun) -> list[dict[str, Any]]:
             raise ValueError(
                 f"--{name.replace('_', '-')} must be {least} or more, got {getattr(run, name)}."
             )
-    given = {name: getattr(run, name) for name in MODEL_SETTINGS}
-    return [
-        {
-            "model": run.model,
-            **dataclasses.asdict(make_settings(run.model, seed=seed, **given)),
-            "num_cpus": run.num_cpus,
-        }
-        for seed in range(run.seeds)
-    ]
-
-
-def load(run: BiganRun, size: int) -> ImageSplits:
-    """Returns the images that the command line names, at this size."""
-    if run.dataset in available_datasets():
-        return fit_size(load_dataset(run.dataset, run.data_dir, verify=run.verify), size)
-    if not Path(run.dataset).is_dir():
-        raise ValueError(
-            f"Expected as --dataset {', '.join(available_datasets())} or a folder of images, got "
-            f"{run.dataset!r}."
-        )
-    return load_folder(Path(run.dataset), size)
+    names = {field.name for field in dataclasses.fields(BiganTrial)} - {"seed"}
+    given = {name: getattr(run, name) for name in names}
+    return [BiganTrial(**given, seed=seed) for seed in range(run.seeds)]
 
 
 def main(argv: Sequence[str] | None = None) -> str:
@@ -142,16 +123,16 @@ def main(argv: Sequence[str] | None = None) -> str:
     made: list[Path] = []
     try:
         run = parse_experiment(BiganRun, argv)
-        configs = trials(run)
+        first, *others = trials(run)
+        configs = [t.config() | {"num_cpus": run.num_cpus} for t in (first, *others)]
         default = f"{run.model}-{Path(run.dataset).resolve().name}"
         folder = run.resume or experiment_folder(run.results_dir, run.name, default)
-        data = load(run, configs[0]["size"])
-        settings = {k: v for k, v in configs[0].items() if k not in ("model", "num_cpus")}
-        check_data(data, make_settings(run.model, **settings))
+        data = first.data()  # the seeds share it
         made = check_writable(folder)
         left = pending(read_epochs(folder), folder, configs, FEATURE_LEARNING)
         if left:
             start_ray(ray_address(run.address))
+            check_shared(folder)
             check_trial_fits(run.num_cpus, run.num_gpus)
     except (ValueError, OSError) as error:
         remove_empty(made)

@@ -35,7 +35,7 @@ from rayssl.cli import (
 from rayssl.data import ImageSplits, load_dataset
 from rayssl.report import read_epochs
 from rayssl.rllib.resources import check_trial_fits
-from rayssl.rllib.start import ray_address, record_start, start_ray
+from rayssl.rllib.start import check_shared, ray_address, record_start, start_ray
 from rayssl.rllib.stopping import stop_on_signals
 from rayssl.tasks import make_task
 from rayssl.trainables import CLASSIFICATION, pending, run_trials, trial_name
@@ -135,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> str:
         left = pending(read_epochs(folder), folder, configs, CLASSIFICATION)
         if left:
             start_ray(ray_address(run.address))
+            check_shared(folder)
             check_trial_fits(run.num_cpus, run.num_gpus)
     except (ValueError, OSError) as error:
         remove_empty(made)

@@ -167,7 +167,12 @@ def provenance(settings: Any) -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """Returns the checkout's commit, with `-dirty` where files differ; None outside of git."""
+    """Returns the checkout's commit, with `-dirty` where files differ; None if nobody knows.
+
+    An image has no checkout: its build writes the commit to RAYSSL_COMMIT.
+    """
+    if os.environ.get("RAYSSL_COMMIT"):
+        return os.environ["RAYSSL_COMMIT"]
     here = Path(__file__).parent
     try:
         # --exclude: a tag would take the hash's place.

@@ -3,8 +3,7 @@
 import json
 import math
 import pickle
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +20,7 @@ from rayssl.rllib.stopping import StopWhenAsked
 from rayssl.training import ClassifierSettings, ClassifierTraining
 
 STATE = "state.pt"
-NOT_SETTINGS = ("num_cpus", "restore_from")  # of a trial's config
+NOT_SETTINGS = ("num_cpus", "restore_from", "adapts")  # of a trial's config
 EPOCHS = "epochs.jsonl"  # one line per epoch of each trial, in the folder of the experiment
 IMAGES = "images"  # folder of PNG files, beside it
 
@@ -41,8 +40,8 @@ class EpochTraining(Protocol):
     def state_dict(self) -> dict[str, Any]:
         """Returns all that `load_state_dict` needs, and the number of epochs as `epoch`."""
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
+    def load_state_dict(self, state: dict[str, Any], may_differ: Sequence[str] = ()) -> None:
+        """Restores what `state_dict` returned; settings in `may_differ` may be others."""
 
 
 class EpochTrainable(tune.Trainable):
@@ -52,8 +51,9 @@ class EpochTrainable(tune.Trainable):
 
     The config holds the training's settings, `num_cpus` (threads), and `restore_from`: a
     checkpoint to go on from, or None; or all of them under `trial`, which takes a list of whole
-    configs into one `tune.grid_search`. The data travel through Ray's object store, so that nodes
-    need no copy of the files.
+    configs into one `tune.grid_search`. `adapts` names settings in which a checkpoint may differ
+    (population-based training). The data travel through Ray's object store, so that nodes need no
+    copy of the files.
     """
 
     def make(self, settings: dict[str, Any], data: ImageSplits, device: str) -> EpochTraining:
@@ -66,6 +66,7 @@ class EpochTrainable(tune.Trainable):
         torch.set_num_threads(max(1, int(config.get("num_cpus", 1))))
         device = "cuda" if torch.cuda.is_available() else "cpu"  # Ray hides GPUs not asked for
         self.training = self.make(settings_of(config), data, device)
+        self._adapts = tuple(config.get("adapts") or ())
         if config.get("restore_from"):
             self.load_checkpoint(config["restore_from"])
 
@@ -81,7 +82,7 @@ class EpochTrainable(tune.Trainable):
         """Restores what `save_checkpoint` wrote."""
         path = Path(checkpoint) / STATE
         state = torch.load(path, map_location=self.training.device, weights_only=True)
-        self.training.load_state_dict(state)
+        self.training.load_state_dict(state, may_differ=self._adapts)
 
 
 class ImageClassifier(EpochTrainable):
@@ -117,15 +118,60 @@ class Kind:
     line: Callable[[dict[str, Any]], str]
 
 
-class EpochLog(tune.Callback):
-    """Appends each trial's epochs to EPOCHS and TensorBoard as they come, and prints one line.
-
-    Images among a result's metrics (`images`: name -> uint8 `[H, W, C]`) go to TensorBoard and, as
-    PNG, to `images/`.
+class EpochWriter:
+    """Appends epochs to EPOCHS in a folder, and their figures to TensorBoard, as they come.
 
     Tune's own loggers write into a staging folder and copy it now and then (cluster-notes.md,
     fact 9); a killed driver would lose its last rows. An epoch that a resumed trial repeats is
     written again: readers take the last line of each (`rayssl.report.read_epochs`).
+
+    Args:
+      folder: of the experiment, or of a trial.
+      metrics: keys of a row that go to TensorBoard where they are numbers.
+    """
+
+    def __init__(self, folder: Path, metrics: Sequence[str]) -> None:
+        self._folder, self._metrics = folder, metrics
+        self._mend_last_line()
+
+    def write(
+        self, row: dict[str, Any], tensorboard: Path, images: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        """Writes one epoch of one trial, and its images as PNG files in IMAGES.
+
+        Args:
+          row: with `trial` and `epoch`.
+          tensorboard: folder.
+          images: name -> uint8 `[H, W, C]`.
+        """
+        images = images or {}
+        with (self._folder / EPOCHS).open("a") as handle:
+            handle.write(json.dumps(row) + "\n")
+        # Opened for each epoch: hundreds of trials would be hundreds of open files and threads.
+        suffix = f".epoch-{row['epoch']}"  # files are named by the second
+        with SummaryWriter(str(tensorboard), filename_suffix=suffix) as writer:
+            for key in self._metrics:
+                value = row.get(key)
+                if isinstance(value, int | float) and math.isfinite(value):
+                    writer.add_scalar(key, value, row["epoch"])
+            for key, image in images.items():
+                writer.add_image(key, image, row["epoch"], dataformats="HWC")
+        for key, image in images.items():
+            name = f"{row['trial']}-{key}-epoch-{row['epoch']:04d}.png"
+            (self._folder / IMAGES).mkdir(exist_ok=True)
+            grey = image.shape[2] == 1
+            Image.fromarray(image[:, :, 0] if grey else image).save(self._folder / IMAGES / name)
+
+    def _mend_last_line(self) -> None:
+        """Ends a line that a kill cut short, so that the next one stands by itself."""
+        path = self._folder / EPOCHS
+        if path.is_file() and not path.read_bytes().endswith(b"\n"):
+            with path.open("a") as handle:
+                handle.write("\n")
+
+
+class EpochLog(tune.Callback):
+    """Writes the epochs of all trials of an experiment (`EpochWriter`), and prints a line for each.
 
     Args:
       folder: of the experiment.
@@ -134,10 +180,8 @@ class EpochLog(tune.Callback):
     """
 
     def __init__(self, folder: Path, num_trials: int, kind: Kind) -> None:
-        self._path, self._tb, self._num_trials = folder / EPOCHS, folder / "tb", num_trials
-        self._kind = kind
-        self._start = time.monotonic()
-        self._mend_last_line()
+        self._writer, self._tb = EpochWriter(folder, kind.metrics), folder / "tb"
+        self._num_trials, self._kind = num_trials, kind
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -147,35 +191,9 @@ class EpochLog(tune.Callback):
         name = self._kind.name(config)
         row = {"trial": name, **config}
         row |= {k: v for k, v in result.items() if k in self._kind.metrics}
-        with self._path.open("a") as handle:
-            handle.write(json.dumps(row) + "\n")
-        images = result.get("images", {})
-        self._write_tensorboard(name, row, images)
-        for key, image in images.items():
-            path = self._path.parent / IMAGES / f"{name}-{key}-epoch-{row['epoch']:04d}.png"
-            path.parent.mkdir(exist_ok=True)
-            Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(path)
+        self._writer.write(row, self._tb / name, result.get("images"))
         done = sum(t.is_finished() for t in trials) + bool(result.get("done"))
         print(f"{self._kind.line(row)} | {done}/{self._num_trials} trials done", flush=True)
-
-    def _write_tensorboard(
-        self, name: str, row: dict[str, Any], images: dict[str, np.ndarray]
-    ) -> None:
-        # Opened for each epoch: hundreds of trials would be hundreds of open files and threads.
-        suffix = f".epoch-{row['epoch']}"  # files are named by the second
-        with SummaryWriter(str(self._tb / name), filename_suffix=suffix) as writer:
-            for key in self._kind.metrics:
-                value = row.get(key)
-                if isinstance(value, int | float) and math.isfinite(value):
-                    writer.add_scalar(key, value, row["epoch"])
-            for key, image in images.items():
-                writer.add_image(key, image, row["epoch"], dataformats="HWC")
-
-    def _mend_last_line(self) -> None:
-        """Ends a line that a kill cut short, so that the next one stands by itself."""
-        if self._path.is_file() and not self._path.read_bytes().endswith(b"\n"):
-            with self._path.open("a") as handle:
-                handle.write("\n")
 
 
 def settings_of(config: dict[str, Any]) -> dict[str, Any]:
@@ -255,15 +273,22 @@ def newest_checkpoint(folder: Path, name: str) -> Path | None:
     A trial has a folder for each start of the experiment. Files that a kill cut short are passed
     over.
     """
-    best: tuple[int, Path] | None = None
-    for path in folder.glob(f"{name}_*/checkpoint_*/{STATE}"):
+    found = newest_state(folder.glob(f"{name}_*/checkpoint_*"))
+    return found[0] if found else None
+
+
+def newest_state(checkpoints: Iterable[Path]) -> tuple[Path, int] | None:
+    """Returns the whole one with the most epochs among checkpoint folders, and its epochs."""
+    best: tuple[Path, int] | None = None
+    for folder in checkpoints:
         try:
-            epoch = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["epoch"]
+            state = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)
+            epoch = int(state["epoch"])
         except (RuntimeError, OSError, EOFError, KeyError, pickle.UnpicklingError):
             continue
-        if best is None or epoch > best[0]:
-            best = epoch, path.parent
-    return best[1] if best else None
+        if best is None or epoch > best[1]:
+            best = folder, epoch
+    return best
 
 
 METRICS = (

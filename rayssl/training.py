@@ -9,7 +9,7 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
@@ -232,13 +232,17 @@ class ClassifierTraining:
             "draws": self._draws.get_state(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], may_differ: Sequence[str] = ()) -> None:
         """Restores what `state_dict` returned.
 
+        Args:
+          state: of a training with the same settings.
+          may_differ: settings that act from update to update and so may be others than the
+            state's: `lr`, `aux_weight`.
         Raises:
           ValueError: if the state is of a training with other settings.
         """
-        check_same_settings(state["settings"], dataclasses.asdict(self.settings))
+        check_same_settings(state["settings"], dataclasses.asdict(self.settings), may_differ)
         self.epoch, self.selected_epoch = state["epoch"], state["selected_epoch"]
         self._best_score, self._best_state = state["best_score"], state["best_state"]
         self.network.load_state_dict(state["network"])
@@ -405,10 +409,12 @@ class ClassifierTraining:
             self._dropout_state = torch.get_rng_state()
 
 
-def check_same_settings(saved: dict[str, Any], own: dict[str, Any]) -> None:
-    """Raises ValueError if the settings of a saved state are not a training's own."""
+def check_same_settings(
+    saved: dict[str, Any], own: dict[str, Any], may_differ: Sequence[str] = ()
+) -> None:
+    """Raises ValueError if settings of a saved state are not a training's own, but `may_differ`."""
     for name, value in own.items():
-        if saved.get(name) != value:
+        if name not in may_differ and saved.get(name) != value:
             raise ValueError(
                 f"Expected the state of a training with {name} {value}, got {saved.get(name)}. "
                 "Resume with the settings that it was made with."

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import measure, parts, replay, throughput, update_cost
+from benchmarks import bare_limit, measure, parts, replay, throughput, update_cost
 from benchmarks.measure import Meter, Turn
 
 
@@ -84,6 +84,19 @@ def test_throughput_saves_spreads_ratios_and_settings_of_each_row(tmp_path: Path
     assert rows["plain-loop"]["bytes_per_transition"]["median"] == 4 * 84 * 84 + 8 + 4 + 4 + 1
     ratio = rows["bare-limit"]["ratio_to"]["plain-loop"]
     assert ratio == pytest.approx(1 / rows["plain-loop"]["ratio_to"]["bare-limit"])
+
+
+def test_arithmetic_of_a_td_update_is_three_passes_forward_and_one_back() -> None:
+    convolutions = 20**2 * 32 * 8 * 8 * 4, 9**2 * 64 * 4 * 4 * 32, 7**2 * 64 * 3 * 3 * 64
+    dense = 7 * 7 * 64 * 512 + 512 * (4 + 1)
+    forward = sum(convolutions) + dense  # multiply-adds of one state
+    backward = 2 * forward - convolutions[0]  # nothing is learned about pixels
+    limit = bare_limit.arithmetic(threads=1)
+    assert limit["gflop_per_update"] == pytest.approx(2 * 32 * (3 * forward + backward) / 1e9)
+    assert limit["env_steps_per_s"] == pytest.approx(
+        4 * limit["gflop_per_s"] / limit["gflop_per_update"]
+    )
+    assert limit["dtype"] in ("float32", "bfloat16")
 
 
 def test_throughput_names_the_line_that_installs_a_missing_peer(

@@ -605,7 +605,7 @@ def test_folder_without_classes_has_one(tmp_path: Path) -> None:
 def test_wrong_folders_are_refused_with_the_files_name(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="No folder"):
         load_folder(tmp_path / "gone", 32)
-    with pytest.raises(FileNotFoundError, match=r"No image below .* Expected files \.bmp, "):
+    with pytest.raises(FileNotFoundError, match=r"Expected images \(\.bmp, .* found none"):
         load_folder(tmp_path, 32)
     write_images(tmp_path, {"a": 1, "b": 2}, 3)
     with pytest.raises(ValueError, match=r"at least 20 images below .*got 6\."):

@@ -1,5 +1,6 @@
 """experiments/bigan.py from end to end: digits, kills and a resume, tables, and mistakes."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from rayssl.bigan import make_training
 from rayssl.bigan_report import DONAHUE_LOG, bigan_report, plot_bigan
 from rayssl.cli import git_commit
 from rayssl.data import load_dataset
+from rayssl.jobs import find_job
 from rayssl.report import read_epochs
 from rayssl.trainables import adversarial_line
 
@@ -59,7 +61,10 @@ def refused(
     ("words", "text"),
     [
         (["--dataset", "cifar"], "Expected as --dataset digits, fashion-mnist, mnist or a folder"),
-        (["--dataset", "."], "No image below . Expected files .bmp, .jpeg, .jpg, .png, .webp."),
+        (
+            ["--dataset", "."],
+            "Expected images (.bmp, .jpeg, .jpg, .png, .webp) below ., found none.",
+        ),
         (["--seeds", "0"], "--seeds must be 1 or more, got 0."),
         (["--num-cpus", "0"], "--num-cpus must be 1 or more, got 0."),
         (["--num-gpus", "nan"], "--num-gpus must be 0 or more, got nan."),
@@ -104,10 +109,11 @@ def test_resumed_experiment_keeps_its_settings(refused: Refuse, tmp_path: Path) 
 
 
 def test_settings_left_out_are_the_models_own() -> None:
-    (first, second) = bigan.trials(bigan.BiganRun(model="bigbigan", width=16, seeds=2))
+    run = bigan.BiganRun(model="bigbigan", width=16, seeds=2)
+    first, second = (trial.config() for trial in bigan.trials(run))
     assert (first["seed"], second["seed"]) == (0, 1)
     assert (first["width"], first["d_steps"], first["size"]) == (16, 2, 32)
-    (donahue,) = bigan.trials(bigan.BiganRun())
+    donahue = bigan.trials(bigan.BiganRun())[0].config()
     assert (donahue["epochs"], donahue["width"], donahue["size"]) == (400, 1024, 28)
 
 
@@ -266,3 +272,58 @@ def test_finished_experiment_writes_its_tables_again(
     monkeypatch.setattr(bigan, "start_ray", lambda address: pytest.fail("nothing is left to run"))
     report = bigan.main(["--resume", str(killed.folder)])
     assert report in capsys.readouterr().out
+
+
+# As a job of sweeps
+
+
+def test_job_takes_models_own_values_and_names_what_does_not_fit(tmp_path: Path) -> None:
+    job = find_job("bigan")
+    trial = job.settings(dataset="digits", epochs=2, width=16, statistics_batches=2)
+    job.check(trial)
+    assert job.planned(trial) == 2
+    assert job.planned(job.settings(model="bigbigan")) == 50
+    assert job.from_json({**dataclasses.asdict(trial), "cpus": 1}) == trial
+    with pytest.raises(ValueError, match="bigan has no setting d_steps"):
+        job.check(dataclasses.replace(trial, d_steps=2))
+    with pytest.raises(ValueError, match="the number of training images, 1,437"):
+        job.check(dataclasses.replace(trial, batch_size=2_000))
+    seconds, source = job.typical_seconds(trial)
+    assert 0 < seconds < 0.1
+    assert "RESULTS.md" in source
+    assert job.alike({**dataclasses.asdict(trial), "lr": 0.1}, trial)
+    assert not job.alike({**dataclasses.asdict(trial), "width": 1024}, trial)
+
+
+def test_jobs_log_is_read_back_and_judged_by_its_evaluated_epochs(tmp_path: Path) -> None:
+    job = find_job("bigan")
+    trial = job.settings(dataset="digits", epochs=3, width=16, eval_every=2, statistics_batches=2)
+    training = make_training(data=trial.data(), **trial.config())
+    write = job.open_log(tmp_path, "w16-s0", 0)
+    for metrics in training.epochs():
+        write(metrics, trial)
+    rows = job.rows(tmp_path)
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert all(row["trial"] == "w16-s0" and row["width"] == 16 for row in rows)
+    assert job.reported(rows, trial) == rows[-1]["nn_features"] == metrics["nn_features"]
+    assert job.objective({"epoch": 5}, trial) is None
+    assert job.line(rows[1], trial).startswith("epoch 2/3 | D 0.")
+    assert (tmp_path / "images" / "w16-s0-samples-epoch-0003.png").is_file()
+    assert job.seconds_per_unit(rows[0]) == rows[0]["seconds"]
+
+
+@pytest.mark.slow
+def test_sweep_of_bigans_runs_through_its_own_script(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    words = ["bigan", "--dataset", "digits", "--epochs", "2", "--width", "8", "16"]
+    words += ["--statistics-batches", "2", "--results-dir", str(tmp_path), "--cpus-per-trial", "1"]
+    command = [sys.executable, str(ROOT / "experiments" / "sweep.py"), *words]
+    with log.open("w") as out:
+        done = subprocess.run(
+            command, stdout=out, stderr=subprocess.STDOUT, timeout=400,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+    assert done.returncode == 0, log.read_text()
+    table = (tmp_path / "bigan-sweep" / "trials.csv").read_text().splitlines()
+    assert len(table) == 3
+    assert all("finished" in line for line in table[1:])

@@ -15,12 +15,14 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "rayssl"
 
 LAYERS = [
-    {"losses", "schedules", "metrics", "replay", "tasks", "envs", "data"},
+    {"losses", "schedules", "metrics", "replay", "device_frames", "tasks", "envs", "data"},
     {"backbones", "networks"},
-    {"bigan", "attribution", "evaluation", "probing", "training"},
-    {"rllib", "trainables"},
+    {"bigan", "attribution", "evaluation", "pretraining", "probing", "training"},
+    {"face_jobs", "pretraining_job", "rllib", "trainables"},
 ]
-RAY_UNITS = {"rllib", "trainables"}
+# Above the layers, and beside them all: they may import every unit, and experiments/ them.
+TOP = [{"jobs"}, {"sweeps"}]
+RAY_UNITS = {"face_jobs", "pretraining_job", "rllib", "trainables", "jobs", "sweeps"}
 
 # Leaves: they import nothing of rayssl. None: every unit may import them.
 LEAVES: dict[str, set[str] | None] = {"_torchvision": {"data", "backbones"}, "video": None}
@@ -34,7 +36,7 @@ DOORS = {
     "torchvision": {"_torchvision"},
 }
 
-KNOWN = set().union(*LAYERS) | set(LEAVES) | SIDE
+KNOWN = set().union(*LAYERS, *TOP) | set(LEAVES) | SIDE
 
 
 def may_import(unit: str) -> set[str]:
@@ -47,6 +49,9 @@ def may_import(unit: str) -> set[str]:
         return ray_free
     if unit in SIDE:
         return ray_free | SIDE | leaves
+    for i, units in enumerate(TOP):
+        if unit in units:
+            return set().union(*LAYERS, *TOP[:i]) | SIDE
     for i, layer in enumerate(LAYERS):
         if unit in layer:
             lower = set().union(*LAYERS[:i])
@@ -174,6 +179,10 @@ def test_units_do_not_import_in_circles() -> None:
         ("from rayssl.report import x", "rayssl.training", ["training imports report"]),
         ("from rayssl._torchvision import v2", "rayssl.probing", ["probing imports _torchvision"]),
         ("from rayssl.rllib import x", "rayssl.cli", ["cli imports rllib"]),
+        ("from rayssl.report import x", "rayssl.jobs.atari", []),
+        ("from rayssl.jobs import x", "rayssl.sweeps.axes", []),
+        ("from rayssl.sweeps import x", "rayssl.jobs", ["jobs imports sweeps"]),
+        ("from rayssl.jobs import x", "rayssl.rllib.config", ["rllib imports jobs"]),
         ("def f():\n  import ray", "rayssl.cli", ["cli imports ray, only"]),
         ("from torchvision import models", "rayssl.backbones", ["backbones imports torchvision"]),
         ("import matplotlib.pyplot as plt", "rayssl.metrics", ["metrics imports matplotlib"]),

@@ -8,7 +8,7 @@ Images stay uint8 in memory; batches are cut and scaled as whole tensors.
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -132,13 +132,16 @@ class AdversarialTraining:
             "draws": self._draws.get_state(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], may_differ: Sequence[str] = ()) -> None:
         """Restores what `state_dict` returned.
 
+        Args:
+          state: of a training with the same settings.
+          may_differ: settings that act from update to update and so may be others: `lr`.
         Raises:
           ValueError: if the state is of a training with other settings.
         """
-        check_same_settings(state["settings"], dataclasses.asdict(self.settings))
+        check_same_settings(state["settings"], dataclasses.asdict(self.settings), may_differ)
         self.epoch = state["epoch"]
         self.players.networks.load_state_dict(state["networks"])
         for name, optimizer in self.players.optimizers.items():

@@ -59,7 +59,7 @@ def _files(root: Path) -> tuple[list[Path], Tensor, list[str]]:
     found = [p for p in sorted(root.rglob("*")) if p.suffix.lower() in SUFFIXES and p.is_file()]
     if not found:
         raise FileNotFoundError(
-            f"No image below {root}. Expected files {', '.join(sorted(SUFFIXES))}."
+            f"Expected images ({', '.join(sorted(SUFFIXES))}) below {root}, found none."
         )
     names = [p.relative_to(root).parts[0] if p.parent != root else "" for p in found]
     classes = sorted(set(names))

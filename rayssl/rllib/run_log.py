@@ -23,7 +23,7 @@ COLUMNS = (
     "td_loss", "td_error_abs", "q_mean", "aux_loss", "aux_accuracy", "aux_left_out",
     "gradient_cosine", "env_steps_per_s", "updates_per_s", "replay_rows", "replay_fill",
     "replay_bytes", "healthy_runners", "runner_restarts", "compiled", "wall_s", "time_sampling",
-    "time_replay", "time_learning", "time_weights", "time_waiting", "time_other",
+    "time_replay", "time_learning", "time_weights", "time_waiting", "time_logging", "time_other",
 )  # fmt: skip
 Row = dict[str, int | float | None]
 

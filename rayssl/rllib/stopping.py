@@ -42,6 +42,18 @@ class StopWhenAsked(tune.Stopper):
         return StopAtSteps.asked
 
 
+class StopAtNextReport(tune.Stopper):
+    """Ends each trial at its next report after a stop was asked for, with a checkpoint."""
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Returns whether a stop was asked for."""
+        return StopAtSteps.asked
+
+    def stop_all(self) -> bool:
+        """Returns False: trials end by themselves, and so write their checkpoints."""
+        return False
+
+
 NEXT_REPORT = "stopping at the next report, with a checkpoint; once more stops at once"
 
 

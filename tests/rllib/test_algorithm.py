@@ -11,7 +11,8 @@ import pytest
 import ray
 import torch
 
-from rayssl.rllib.algorithm import AuxDQN
+from rayssl.device_frames import DeviceFrames
+from rayssl.rllib.algorithm import AuxDQN, _to_rllib
 from rayssl.rllib.checkpoint import MANIFEST, MODEL, REPLAY
 from rayssl.rllib.config import AuxDQNConfig
 
@@ -226,6 +227,39 @@ def test_two_learners_share_every_batch(build: Build) -> None:
     first, second = (result.get()["default_policy"] for result in states)
     for name, value in first.items():
         np.testing.assert_array_equal(value, second[name])
+
+
+def test_two_learners_equal_one_with_the_joint_batch_to_float_tolerance(build: Build) -> None:
+    one = build(make_config())
+    two = build(make_config().learners(num_learners=2, num_cpus_per_learner=0.5))
+    start = weights(one)
+    assert_equal(start, weights(two))
+    while one.replay.num_sampleable < 64:
+        one._take(one.env_runner.sample())
+    for _ in range(4):  # TD and aux updates, the latter with transforms drawn for all 8 rows
+        batch = _to_rllib(one.replay.sample(8))
+        joint = one.learner_group.update(batch=batch, num_updates=1)[0]
+        shards = two.learner_group.update(batch=batch, num_updates=1)
+        td_errors = np.concatenate([shard["td_errors"] for shard in shards])
+        np.testing.assert_allclose(td_errors, joint["td_errors"], rtol=1e-3, atol=1e-4)
+    assert joint["counts"]["aux_updates"] >= 3
+    moved, both = weights(one), weights(two)
+    for name, value in moved.items():
+        step = (value - start[name]).abs().max()
+        assert step > 0, name
+        # Adam divides by the gradient's size: where that is near 0, rounding decides its sign.
+        apart = (both[name] - value).abs()
+        assert apart.mean() < 1e-3 * step, name
+
+
+def test_run_with_frames_on_the_learners_device_equals_one_with_frames_in_memory(
+    build: Build,
+) -> None:
+    host, device = (build(make_config().training(replay_device=d)) for d in ("host", "learner"))
+    assert isinstance(device.replay._frames, DeviceFrames)
+    results = [[algo.train() for _ in range(3)][-1] for algo in (host, device)]
+    assert results[0]["td_updates"] == results[1]["td_updates"] > 0
+    assert_equal(weights(host), weights(device))
 
 
 def test_replay_that_exceeds_memory_is_refused_before_anything_starts(ray_local: None) -> None:

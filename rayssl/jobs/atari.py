@@ -1,0 +1,211 @@
+"""The job `atari`: a dueling double DQN on an Atari game, with or without a pretext head."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ray import tune
+
+from rayssl.backbones.atari import make_trunk
+from rayssl.jobs import Fit, Job, Row, Write
+from rayssl.presets import PRESETS, AtariRun, preset_values
+from rayssl.replay import required_bytes
+from rayssl.report import read_run
+from rayssl.rllib.algorithm import AuxDQN
+from rayssl.rllib.checkpoint import MODEL_SETTINGS, newest_whole_checkpoint
+from rayssl.rllib.config import AuxDQNConfig
+from rayssl.rllib.resources import RUNNER_BYTES, Resources, fit_runner_cpus, total_cpus
+from rayssl.rllib.run_log import COLUMNS, RunLog, live_line
+
+ALGORITHM_BYTES = 700e6  # of the algorithm's process without its replay: 529 MB, and its compiler
+
+
+def build_config(run: AtariRun) -> AuxDQNConfig:
+    """Returns the algorithm's config for these settings; nothing is started."""
+    plain = run.aux_task == "none"
+    return (
+        AuxDQNConfig()
+        .environment(run.game, env_config={"frame_size": run.frame_size, "sticky": run.sticky})
+        .auxiliary(
+            task=run.aux_task, weight=run.aux_weight, every=run.aux_every, schedule=run.schedule,
+            pretrain_updates=run.pretrain_updates,
+            optimizers="shared" if plain else run.optimizers,
+        )
+        .training(
+            network=run.network, lr=run.lr, adam_epsilon=run.adam_epsilon, gamma=run.gamma,
+            n_step=run.n_step, double_q=run.double_q, replay_ratio=run.replay_ratio,
+            train_batch_size_per_learner=run.batch_size // max(1, run.num_learners),
+            replay_capacity_steps=run.replay_capacity, replay_device=run.replay_device,
+            learning_starts_steps=run.learning_starts,
+            target_update_freq=run.target_every, target_update_unit=run.target_unit,
+            grad_clip=run.grad_clip, grad_clip_by=run.grad_clip_by,
+            epsilon=(1.0, run.epsilon_end, run.epsilon_steps), prioritized=run.prioritized,
+            priority_beta_steps=run.steps, clip_rewards=run.clip_rewards,
+            cut_on_life_loss=run.cut_on_life_loss, compute_dtype=run.compute_dtype,
+            compile_learner=run.compile,
+            steps_per_iteration=min(run.steps_per_report, run.steps),  # a report ends the run
+            save_replay=run.save_replay,
+        )
+        .env_runners(
+            num_env_runners=run.num_workers, num_envs_per_env_runner=run.envs_per_worker
+        )
+        .learners(
+            num_learners=run.num_learners,
+            num_gpus_per_learner=run.num_gpus / max(1, run.num_learners),
+        )
+        .debugging(seed=run.seed)
+    )  # fmt: skip
+
+
+def check_run(run: AtariRun) -> None:
+    """Raises ValueError for settings that no run can have; starts nothing."""
+    least = {"steps": 1, "steps_per_report": 1, "checkpoint_every": 1, "num_workers": 0,
+             "envs_per_worker": 1, "num_learners": 0, "num_gpus": 0, "seed": 0,
+             "learner_cpus": 1}  # fmt: skip
+    for name, smallest in least.items():
+        value = getattr(run, name)
+        if value is not None and value < smallest:
+            raise ValueError(f"--{name.replace('_', '-')} must be {smallest} or more, got {value}.")
+    if run.name is not None and (Path(run.name).name != run.name or run.name == ".."):
+        raise ValueError(
+            f"--name must be a plain folder name, got '{run.name}'. See --results-dir."
+        )
+    if run.num_learners > 1 and run.batch_size % run.num_learners:
+        raise ValueError(
+            f"--batch-size {run.batch_size} is not shared evenly by {run.num_learners} learners. "
+            "Choose a multiple."
+        )
+    build_config(run).validate()
+    make_trunk(run.network, size=run.frame_size)  # refuses frames that are too small
+
+
+class TrialOfAtari(AuxDQN):
+    """AuxDQN with `AtariJob`'s Tune config: settings of an AtariRun and the sweep's."""
+
+    def __init__(self, config: dict[str, Any], **kwargs: Any) -> None:
+        run: AtariRun = JOB.from_json(config)
+        self._planned = run.steps
+        main, *others = config["bundles"]
+        algorithm = build_config(replace(run, num_gpus=main.get("GPU", 0)))
+        algorithm.num_cpus_for_main_process = algorithm.learner_threads = main["CPU"]
+        if run.num_workers:
+            algorithm.num_cpus_per_env_runner = others[0]["CPU"]
+        algorithm.training(restore_from=config["restore_from"])
+        tunes_own = {key: value for key, value in config.items() if key.startswith("__")}
+        super().__init__(algorithm.to_dict() | tunes_own, **kwargs)
+
+    @classmethod
+    def default_resource_request(cls, config: Any) -> tune.PlacementGroupFactory:
+        """Returns what the config says that this trial gets."""
+        return tune.PlacementGroupFactory(config["bundles"])
+
+    def step(self) -> dict[str, Any]:
+        """Returns the columns of a run's log; `done` with the last step."""
+        result = super().step()
+        kept = {name: result[name] for name in COLUMNS if name in result}
+        return kept | {"done": result["env_steps"] >= self._planned}
+
+
+class AtariJob(Job):
+    """Reinforcement learning, section V-A; progress is counted in agent steps."""
+
+    name: ClassVar = "atari"
+    settings: ClassVar = AtariRun
+    presets: ClassVar = {name: preset_values(name) for name in PRESETS}
+    unit: ClassVar = "env_steps"
+    metric: ClassVar = "score_mean_100"
+    judged_by: ClassVar = "the last mean score of 100 training games"
+    not_swept: ClassVar = frozenset(
+        {"seed", "preset", "name", "results_dir", "resume", "address", "learner_cpus", "num_gpus",
+         "num_learners"}
+    )  # fmt: skip
+    aux_only: ClassVar = ("schedule", "aux_every", "pretrain_updates", "optimizers")
+    adaptable: ClassVar = ("aux_weight",)
+
+    def check(self, settings: AtariRun) -> None:
+        """Raises ValueError for settings that do not fit."""
+        check_run(settings)
+
+    def trainable(self, trials: Sequence[AtariRun]) -> Any:
+        """Returns the trainable."""
+        return TrialOfAtari
+
+    def planned(self, settings: AtariRun) -> int:
+        """Returns the agent steps of a training."""
+        return settings.steps
+
+    def checkpoint_every(self, settings: AtariRun) -> int:
+        """Returns the reports between two checkpoints."""
+        return max(1, round(settings.checkpoint_every / settings.steps_per_report))
+
+    def bundles(self, settings: AtariRun, cpus: int, gpus: float) -> list[dict[str, float]]:
+        """Returns the algorithm's process and its env runners, a core each."""
+        frame = (settings.frame_size, settings.frame_size)
+        replay = required_bytes(settings.replay_capacity, frame, settings.prioritized)
+        main = {"CPU": cpus, "memory": int(ALGORITHM_BYTES + replay)}
+        runner = {"CPU": 1.0, "memory": int(RUNNER_BYTES)}
+        return [main | ({"GPU": gpus} if gpus else {})] + [runner] * settings.num_workers
+
+    def fit(self, settings: AtariRun, cpus: int, gpus: float, nodes: Sequence[Resources]) -> Fit:
+        """Returns the bundles with env runners that share cores if there are too few."""
+        main, *runners = self.bundles(settings, cpus, gpus)
+        fit = fit_runner_cpus(len(runners), main_bundle=main, nodes=nodes, total_cpus=total_cpus())
+        return Fit([main] + [r | {"CPU": fit.cpus_per_runner} for r in runners], fit.message)
+
+    def objective(self, row: Row, settings: AtariRun) -> float | None:
+        """Returns the mean score of the last 100 whole games; None before the first game's end."""
+        value = row.get(self.metric)
+        return None if value is None or math.isnan(value) else float(value)
+
+    def open_log(self, folder: Path, name: str, resumed_at: int) -> Write:
+        """Returns the writer of progress.csv, result.json and tb/."""
+        log = RunLog(folder, resumed_at)
+
+        def write(result: dict[str, Any], settings: AtariRun) -> None:
+            log.on_trial_result(0, [], None, result)
+            if result["done"]:
+                log.on_experiment_end([])
+
+        return write
+
+    def rows(self, folder: Path) -> list[dict[str, Any]]:
+        """Returns one row a report."""
+        try:
+            return read_run(folder).to_dict("records")
+        except (OSError, ValueError):  # no row yet
+            return []
+
+    def newest_checkpoint(self, folder: Path) -> tuple[Path, int] | None:
+        """Returns the newest whole checkpoint and its agent steps."""
+        path = newest_whole_checkpoint(folder)
+        if path is None:
+            return None
+        return path, int(json.loads((path / MODEL_SETTINGS).read_text())["env_steps"])
+
+    def line(self, row: Row, settings: AtariRun) -> str:
+        """Returns steps, score and speed."""
+        return live_line(dict(row), settings.steps).strip()
+
+    def seconds_per_unit(self, row: Row) -> float | None:
+        """Returns the seconds of an agent step, over the whole run so far."""
+        return row["wall_s"] / row["env_steps"] if row.get("wall_s") else None
+
+    def typical_seconds(self, settings: AtariRun) -> tuple[float, str]:
+        """Returns what a step took in RESULTS.md's first runs of Pong."""
+        updates = 1 if settings.aux_task == "none" else 1 + 1 / settings.aux_every
+        source = "Pong in RESULTS.md, one core of an AMD EPYC (Zen 4)"
+        return 0.0106 * updates * settings.replay_ratio / 0.25, source
+
+    def alike(self, saved: Mapping[str, Any], settings: AtariRun) -> bool:
+        """Returns whether network, workers, updates and the presence of a head are the same."""
+        if not isinstance(saved.get("game"), str):
+            return False
+        names = ("network", "num_workers", "replay_ratio", "frame_size")
+        plain = (saved.get("aux_task") == "none") == (settings.aux_task == "none")
+        return plain and all(saved.get(k) == getattr(settings, k) for k in names)
+
+
+JOB = AtariJob()
