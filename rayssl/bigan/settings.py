@@ -43,17 +43,21 @@ class AdversarialSettings:
         """Raises ValueError for a value that no training can have."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name in ("beta1", "decay_share", "ema"):
-                fits, wanted = (
-                    0 <= value <= 1 and (value < 1 or field.name == "decay_share"),
-                    ("in [0, 1]" if field.name == "decay_share" else "in [0, 1)"),
-                )
-            elif field.name in ("weight_decay", "seed"):
-                fits, wanted = math.isfinite(value) and value >= 0, "0 or more"
-            elif isinstance(value, int):
-                least = 2 if field.name == "batch_size" else 1  # one image has no variance
-                fits, wanted = value >= least, f"{least} or more"
-            else:
-                fits, wanted = math.isfinite(value) and value > 0, "a finite number above 0"
-            if not fits:
+            wanted = _wanted(field.name, value)
+            if wanted is not None:
                 raise ValueError(f"{field.name} must be {wanted}, got {value}.")
+
+
+def _wanted(name: str, value: float) -> str | None:
+    """What a setting must be, or None if its value is that."""
+    if name in ("beta1", "ema"):
+        return None if 0 <= value < 1 else "in [0, 1)"
+    if name == "decay_share":
+        return None if 0 <= value <= 1 else "in [0, 1]"
+    if name in ("weight_decay", "seed"):
+        return None if math.isfinite(value) and value >= 0 else "0 or more"
+    if name == "batch_size":
+        return None if value >= 2 else "2 or more"  # one image has no variance
+    if isinstance(value, int):
+        return None if value >= 1 else "1 or more"
+    return None if math.isfinite(value) and value > 0 else "a finite number above 0"
