@@ -245,14 +245,7 @@ class ClassifierTraining:
         Raises:
           ValueError: if the state is of a training with other settings.
         """
-        own = dataclasses.asdict(self.settings)
-        different = [k for k in own if k not in may_differ and state["settings"].get(k) != own[k]]
-        if different:
-            name = different[0]
-            raise ValueError(
-                f"Expected the state of a training with {name} {own[name]}, got "
-                f"{state['settings'].get(name)}. Resume with the settings that it was made with."
-            )
+        check_same_settings(state["settings"], dataclasses.asdict(self.settings), may_differ)
         self.epoch, self.selected_epoch = state["epoch"], state["selected_epoch"]
         self._best_score, self._best_state = state["best_score"], state["best_state"]
         self.network.load_state_dict(state["network"])
@@ -417,3 +410,15 @@ class ClassifierTraining:
     def _get_dropout_state(self) -> None:
         if self.device.type != "cuda":
             self._dropout_state = torch.get_rng_state()
+
+
+def check_same_settings(
+    saved: dict[str, Any], own: dict[str, Any], may_differ: Sequence[str] = ()
+) -> None:
+    """Raises ValueError if settings of a saved state are not a training's own, but `may_differ`."""
+    for name, value in own.items():
+        if name not in may_differ and saved.get(name) != value:
+            raise ValueError(
+                f"Expected the state of a training with {name} {value}, got {saved.get(name)}. "
+                "Resume with the settings that it was made with."
+            )

@@ -49,7 +49,7 @@ RAY_UNITS = {
 LEAVES: dict[str, set[str] | None] = {"_torchvision": {"data", "backbones"}, "video": None}
 # Beside the layers: only experiments/, and one another, may import them.
 SIDE = {
-    "report", "classification_report", "deepfake_report", "cli", "presets",
+    "report", "bigan_report", "classification_report", "deepfake_report", "cli", "presets",
     "results", "intervals", "claims", "comparison", "tables", "figures", "page", "sections",
 }  # fmt: skip
 
@@ -58,12 +58,13 @@ DOORS = {
     "ray": RAY_UNITS,
     "matplotlib": {
         "report",
+        "bigan_report",
         "classification_report",
         "deepfake_report",
         "attribution",
         "figures",
         "page",
-    },
+    },  # fmt: skip
     "jinja2": {"page"},
     "torchvision": {"_torchvision"},
 }

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
@@ -67,3 +68,31 @@ def split_validation(labels: Tensor, share: float, *, seed: int) -> tuple[Tensor
         np.arange(len(labels)), test_size=share, stratify=labels.numpy(), random_state=seed
     )
     return torch.from_numpy(np.sort(train)), torch.from_numpy(np.sort(validation))
+
+
+def fit_size(data: ImageSplits, size: int) -> ImageSplits:
+    """Returns the data set with images of size x size pixels.
+
+    A few pixels more are a black border (28 -> 32), everything else is resized (bilinear).
+
+    Args:
+      data: square images.
+      size: side in pixels.
+    """
+    return data._replace(train_x=_resized(data.train_x, size), test_x=_resized(data.test_x, size))
+
+
+def _resized(x: Tensor, size: int) -> Tensor:
+    missing = size - x.shape[2]
+    if missing == 0:
+        return x
+    if 0 < missing <= 4:
+        return F.pad(x, [missing // 2, missing - missing // 2] * 2)
+    # In parts: as float32 the whole set takes four times its memory.
+    return torch.cat(
+        [
+            F.interpolate(part.float(), (size, size), mode="bilinear", antialias=True)
+            .round().clamp(0, 255).byte()
+            for part in x.split(1_000)
+        ]
+    )  # fmt: skip

@@ -130,7 +130,7 @@ class MnistJob(Job):
 
     def open_log(self, folder: Path, name: str, resumed_at: int) -> Write:
         """Returns the writer of epochs.jsonl and tb/."""
-        writer = EpochWriter(folder)
+        writer = EpochWriter(folder, METRICS)
 
         def write(result: dict[str, Any], settings: MnistTrial) -> None:
             row = {"trial": name, **settings.classifier()}
