@@ -175,7 +175,7 @@ def table_1(arms: Sequence[Arm], dataset: str) -> list[dict[str, Any]]:
 
 def _subset(arm: Arm) -> dict[str, Any]:
     """The number of training images, where that is not all of them."""
-    counts = {run[0].get("train_images") for run in arm.runs.values()} - {None}
+    counts = {int(run[0].get("train_images") or 0) for run in arm.runs.values()} - {0}
     return {"training images": ", ".join(f"{n:,}" for n in sorted(counts))} if counts else {}
 
 
