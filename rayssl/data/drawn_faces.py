@@ -141,21 +141,8 @@ def draw_portrait(seed: int, actor: int) -> Portrait:
     jaw = rng.uniform(0.10, 0.24)
     narrow = a * (1 - jaw * np.clip(y / b, 0, 1) ** 2)
     face = _inside(x / narrow, y / b, a)
-    # Shading of the skin: what is dark and what is bright in every face under light from above.
-    shade = 1.06 - 0.26 * np.clip((x / narrow) ** 2 + (y / b) ** 2, 0, 1.2) ** 2
-    for side in (-1, 1):
-        shade -= 0.34 * _blob(x - side * eye_x, y - eye_y + 3, a * 0.26, b * 0.105)
-        shade += 0.12 * _blob(x - side * eye_x * 1.1, y - b * 0.20, a * 0.24, b * 0.14)
-        shade -= 0.16 * _blob(x - side * a * 0.17, y - nose_y + 4, a * 0.07, b * 0.13)
-        shade -= 0.40 * _blob(x - side * a * 0.11, y - nose_y - 5, a * 0.055, b * 0.022)
-        shade -= 0.10 * _blob(x - side * a * 0.42, y - mouth_y + 6, a * 0.10, b * 0.13)
-    shade += 0.20 * _blob(x, y - eye_y - b * 0.16, a * 0.085, b * 0.22)  # bridge
-    shade += 0.14 * _blob(x, y - nose_y + 3, a * 0.11, b * 0.05)  # tip
-    shade += 0.10 * _blob(x, y + b * 0.50, a * 0.55, b * 0.18)  # forehead
-    shade -= 0.14 * _blob(x, y - mouth_y - b * 0.15, a * 0.30, b * 0.045)  # below the lip
-    texture = gaussian_filter(rng.normal(0, 1, x.shape), 5) * 14 + rng.normal(0, 1, x.shape) * 2.5
-    freckles = rng.random(x.shape) < rng.choice([0, 0, 0.006])
-    texture -= 120 * gaussian_filter(freckles.astype(np.float32), 0.9)
+    texture = _skin_texture(rng, x)
+    shade = _skin_shade(x, y, a, b, eye_x, eye_y, nose_y, mouth_y, narrow)
     skin_map = skin * shade[..., None] + texture[..., None]
     beard = rng.choice([0, 0, 0.35]) * face * _blob(x, y - b * 0.72, a * 0.75, b * 0.30)
     skin_map = _mix(skin_map, hair, beard * (0.7 + 0.3 * rng.random(x.shape)))
@@ -190,6 +177,33 @@ def draw_portrait(seed: int, actor: int) -> Portrait:
         a, b, eye_x, eye_y, mouth_y,
         rest, open_mouth - rest, closed_eyes - rest, alpha.astype(np.float32),
     )  # fmt: skip
+
+
+def _skin_shade(
+    x: np.ndarray, y: np.ndarray, a: float, b: float, eye_x: float, eye_y: float, nose_y: float,
+    mouth_y: float, narrow: np.ndarray,
+) -> np.ndarray:  # fmt: skip
+    """What is dark and what is bright in every face under light from above: 1 for plain skin."""
+    shade = 1.06 - 0.26 * np.clip((x / narrow) ** 2 + (y / b) ** 2, 0, 1.2) ** 2
+    for side in (-1, 1):
+        shade -= 0.34 * _blob(x - side * eye_x, y - eye_y + 3, a * 0.26, b * 0.105)
+        shade += 0.12 * _blob(x - side * eye_x * 1.1, y - b * 0.20, a * 0.24, b * 0.14)
+        shade -= 0.16 * _blob(x - side * a * 0.17, y - nose_y + 4, a * 0.07, b * 0.13)
+        shade -= 0.40 * _blob(x - side * a * 0.11, y - nose_y - 5, a * 0.055, b * 0.022)
+        shade -= 0.10 * _blob(x - side * a * 0.42, y - mouth_y + 6, a * 0.10, b * 0.13)
+    shade += 0.20 * _blob(x, y - eye_y - b * 0.16, a * 0.085, b * 0.22)  # bridge
+    shade += 0.14 * _blob(x, y - nose_y + 3, a * 0.11, b * 0.05)  # tip
+    shade += 0.10 * _blob(x, y + b * 0.50, a * 0.55, b * 0.18)  # forehead
+    shade -= 0.14 * _blob(x, y - mouth_y - b * 0.15, a * 0.30, b * 0.045)  # below the lip
+    return shade
+
+
+def _skin_texture(rng: np.random.Generator, x: np.ndarray) -> np.ndarray:
+    """Spots and pores of one person, added to the colour of the skin."""
+    texture = gaussian_filter(rng.normal(0, 1, x.shape), 5) * 14 + rng.normal(0, 1, x.shape) * 2.5
+    freckles = rng.random(x.shape) < rng.choice([0, 0, 0.006])
+    texture -= 120 * gaussian_filter(freckles.astype(np.float32), 0.9)
+    return texture
 
 
 class _Look(NamedTuple):

@@ -177,13 +177,11 @@ def contact_sheet(faces: FaceSet) -> Image.Image:
             "has_masks": faces.column("has_masks")[middle].astype(bool),
         }
     ).drop_duplicates(["family", "label"])
-    fakes = chosen[chosen["label"] == 1]
-    both = fakes[fakes["family"].isin(chosen[chosen["label"] == 0]["family"])]
-    fakes = (both if len(both) else fakes).head(SHEET_FAMILIES)
-    reals = chosen[chosen["label"] == 0].set_index("family")
-    same = reals.index.intersection(fakes["family"])
-    paired = len(fakes) and len(same) == len(fakes)
-    reals = reals.loc[fakes["family"]] if paired else reals.head(SHEET_FAMILIES)
+    reals, fakes = (chosen[chosen["label"] == label].set_index("family") for label in (0, 1))
+    both = fakes.index.intersection(reals.index)
+    if len(both):
+        reals, fakes = reals.loc[both], fakes.loc[both]
+    reals, fakes = reals.head(SHEET_FAMILIES), fakes.head(SHEET_FAMILIES)
     strips = [faces.crops(part["row"]) for part in (reals, fakes) if len(part)]
     if len(fakes) and fakes["has_masks"].all():
         strips.append(np.repeat(faces.masks(fakes["row"])[..., None], 3, -1))

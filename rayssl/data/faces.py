@@ -131,7 +131,7 @@ def load_face_set(folder: Path) -> FaceSet:
     if found != expected:
         raise ValueError(
             f"{folder}: {VIDEOS_FILE} or {FRAMES_FILE} do not belong to {FACES_FILE}: expected "
-            f"fingerprint {expected}, got {found}. Run prepare again into another folder."
+            f"fingerprint {expected}, got {found}. Run the same prepare again: it writes them anew."
         )
     # keep_default_na: a video may be called "NA"; only the empty field is missing.
     read = {
