@@ -205,17 +205,19 @@ def test_killed_run_goes_on_with_another_number_of_workers_and_leaves_weights(
     run = tmp_path / "results/pretrain"
     two = [*script, *words, "--results-dir", str(run.parent), "--workers", "2"]
     process = subprocess.Popen(two, env=environment, start_new_session=True)
-    deadline = time.monotonic() + 400
-    while not read_progress(run):
-        assert process.poll() is None, "the run ended before its first row"
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGKILL)  # driver, its Ray and the workers, all at once
-    process.wait()
+    deadline = time.monotonic() + 900
+    try:
+        while not read_progress(run):
+            assert process.poll() is None, "the run ended before its first row"
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # Ray's processes end with their driver
+        process.wait()
     before = read_progress(run)
     resumed = subprocess.run(
         [*script, "--resume", str(run), "--workers", "1"],
-        env=environment, capture_output=True, text=True, timeout=400,
+        env=environment, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert resumed.returncode == 0, resumed.stderr
     found = read_progress(run)
