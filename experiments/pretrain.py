@@ -194,7 +194,8 @@ def main(argv: Sequence[str] | None = None) -> str:
     if not finished:
         record_start(job.folder, provenance(dataclasses.replace(run, resume=None)))
         parts = (["labels"] if run.labels else []) + ([run.task] if run.aux_weight else [])
-        print(f"{run.arch}, {' and '.join(parts)}, {run.workers} workers -> {job.folder}")
+        workers = f"{run.workers} worker" + ("" if run.workers == 1 else "s")
+        print(f"{run.arch}, {' and '.join(parts)}, {workers} -> {job.folder}", flush=True)
         stop_on_signals("stopping after this update, with a checkpoint; once more stops at once")
         failed = run_job(
             job,

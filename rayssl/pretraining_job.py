@@ -209,8 +209,8 @@ def _train(job: PretrainJob) -> None:
     for row in training.progress():
         state = training.state_dict()  # a sum over all workers is in it
         if first:
+            _log(job.folder, row)  # first: a row that is run again counts once, a lost one is lost
             _write(job.folder / CHECKPOINT, state)
-            _log(job.folder, row)
     if first and training.done:
         part = job.folder / f"{settings.arch}.part"
         _write(part, {"network": training.weights(), "settings": dataclasses.asdict(settings)})

@@ -205,24 +205,26 @@ def test_killed_run_goes_on_with_another_number_of_workers_and_leaves_weights(
     run = tmp_path / "results/pretrain"
     two = [*script, *words, "--results-dir", str(run.parent), "--workers", "2"]
     process = subprocess.Popen(two, env=environment, start_new_session=True)
-    deadline = time.monotonic() + 400
-    while not read_progress(run):
-        assert process.poll() is None, "the run ended before its first row"
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGKILL)  # driver, its Ray and the workers, all at once
-    process.wait()
-    rows = read_progress(run)
-    assert not rows[-1].get("epoch_done") or rows[-1]["epoch"] == 1
+    deadline = time.monotonic() + 900
+    try:
+        while not read_progress(run):
+            assert process.poll() is None, "the run ended before its first row"
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # Ray's processes end with their driver
+        process.wait()
+    before = read_progress(run)
     resumed = subprocess.run(
         [*script, "--resume", str(run), "--workers", "1"],
-        env=environment, capture_output=True, text=True, timeout=400,
+        env=environment, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert resumed.returncode == 0, resumed.stderr
     found = read_progress(run)
     assert [(row["epoch"], row["update"]) for row in found] == [(1, 1), (1, 2), (2, 1), (2, 2)]
     assert [bool(row.get("epoch_done")) for row in found] == [False, True, False, True]
-    assert found[: len(rows)] == rows or len(found) > len(rows), "what was done is not done again"
+    for row, again in zip(before, found, strict=False):
+        assert again["loss"] == pytest.approx(row["loss"], rel=1e-3)
     (weights,) = run.glob("resnet50-????????.pth")
     assert str(weights) in resumed.stdout
     backbone = make_image_backbone("resnet50-imagenet", weights=weights)

@@ -267,11 +267,18 @@ def test_two_processes_train_as_one_with_the_joint_batch(
         )
         for rank in range(2)
     ]  # fmt: skip
-    alone = make(folder, validation=ClassFolders(folder, 32))
-    rows = list(alone.progress())
-    for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
+    try:
+        alone = make(folder, validation=ClassFolders(folder, 32))
+        rows = list(alone.progress())
+        for process in processes:
+            _, errors = process.communicate(
+                timeout=900
+            )  # on a busy machine imports alone take long
+            assert process.returncode == 0, errors
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     assert found[0]["rows"] == found[1]["rows"]
     assert len(rows) == 6
