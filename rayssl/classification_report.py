@@ -17,6 +17,8 @@ from rayssl.report import COLOURS, markdown_table
 Epoch = Mapping[str, Any]  # a row of read_epochs
 DIGITS = ("mnist", "digits")  # whose class k is the digit k
 PAIRS = ((2, 5), (5, 2), (6, 9), (9, 6))  # section VI-A: half turns of one another
+HALF_TURNS = "Test images taken for their half turn (label -> prediction), mean count a seed"
+PRETEXT = "Accuracy of the pretext head for each class in percent"
 SELECTED = {
     "paper": "best test epoch",
     "paper-code": "last epoch",
@@ -100,21 +102,17 @@ def classification_report(rows: Sequence[Epoch], *, dataset: str) -> str:
     differences = _differences(arms)
     parts = [
         f"### Test accuracy in percent (Table I), {dataset}",
-        markdown_table(_table_1(arms, dataset)),
+        markdown_table(table_1(arms, dataset)),
         "### Does the pretext head help? Difference to `none`, same seeds, percentage points",
         markdown_table(differences) if differences else "Needs an arm `none`.",
         "### Test accuracy of each class in percent (Table II)",
-        markdown_table(_table_2(arms, dataset)),
+        markdown_table(table_2(arms, dataset)),
     ]
     if dataset in DIGITS:
-        parts += [
-            "### Test images taken for their half turn (label -> prediction), mean count a seed",
-            markdown_table(_half_turns(arms)),
-        ]
-    pretext = _pretext(arms)
+        parts += [f"### {HALF_TURNS}", markdown_table(half_turns(arms))]
+    pretext = pretext_accuracies(arms)
     if pretext:
-        parts += ["### Accuracy of the pretext head for each class in percent",
-                  markdown_table(pretext)]  # fmt: skip
+        parts += [f"### {PRETEXT}", markdown_table(pretext)]
     parts.append("Intervals: Student's t over seeds, 95%. `-`: not known, or one seed only.")
     return "\n\n".join(parts)
 
@@ -155,7 +153,8 @@ def plot_classification(rows: Sequence[Epoch], path: str | Path, *, title: str) 
     return path
 
 
-def _table_1(arms: Sequence[Arm], dataset: str) -> list[dict[str, Any]]:
+def table_1(arms: Sequence[Arm], dataset: str) -> list[dict[str, Any]]:
+    """Returns Table I's rows, one an arm, beside the paper's where it did the same."""
     rows = []
     for arm in arms:
         found = mean_interval(list(arm.accuracies().values()))
@@ -164,7 +163,7 @@ def _table_1(arms: Sequence[Arm], dataset: str) -> list[dict[str, Any]]:
         whole = bool(np.isfinite(known).all())
         rows.append({
             "protocol": arm.protocol, "pretext task": arm.name, "seeds": len(arm.runs),
-            "epochs": len(next(iter(arm.runs.values()))),
+            "epochs": len(next(iter(arm.runs.values()))), **_subset(arm),
             "reported": SELECTED[arm.protocol], "accuracy": _two(found.mean),
             "95% interval": _interval(found),
             "best epoch": _two(known.max(1).mean()) if whole else None,
@@ -172,6 +171,12 @@ def _table_1(arms: Sequence[Arm], dataset: str) -> list[dict[str, Any]]:
             "paper": _paper(TABLE_I.get(arm.aux_task), arm, dataset),
         })  # fmt: skip
     return rows
+
+
+def _subset(arm: Arm) -> dict[str, Any]:
+    """The number of training images, where that is not all of them."""
+    counts = {int(run[0].get("train_images") or 0) for run in arm.runs.values()} - {0}
+    return {"training images": ", ".join(f"{n:,}" for n in sorted(counts))} if counts else {}
 
 
 def _differences(arms: Sequence[Arm]) -> list[dict[str, Any]]:
@@ -197,7 +202,8 @@ def _differences(arms: Sequence[Arm]) -> list[dict[str, Any]]:
     return rows
 
 
-def _table_2(arms: Sequence[Arm], dataset: str) -> list[dict[str, Any]]:
+def table_2(arms: Sequence[Arm], dataset: str) -> list[dict[str, Any]]:
+    """Returns Table II's rows, one a class: accuracy of each arm, beside the paper's."""
     per_arm = []
     for arm in arms:
         counts = arm.confusion()
@@ -222,7 +228,8 @@ def _table_2(arms: Sequence[Arm], dataset: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _half_turns(arms: Sequence[Arm]) -> list[dict[str, Any]]:
+def half_turns(arms: Sequence[Arm]) -> list[dict[str, Any]]:
+    """Returns one row an arm: how often a digit was taken for its half turn (section VI-A)."""
     rows = []
     for arm in arms:
         mean = arm.confusion().mean(0)
@@ -231,7 +238,8 @@ def _half_turns(arms: Sequence[Arm]) -> list[dict[str, Any]]:
     return rows
 
 
-def _pretext(arms: Sequence[Arm]) -> list[dict[str, Any]]:
+def pretext_accuracies(arms: Sequence[Arm]) -> list[dict[str, Any]]:
+    """Returns one row an arm with a pretext head: its accuracy over all and for each class."""
     rows = []
     for arm in arms:
         epochs = list(arm.selected().values())

@@ -86,6 +86,10 @@ class DeepfakeProbe(tune.Trainable):
         self.probe_run.load_state_dict(state)
 
 
+# Keys of a row that TensorBoard gets: intervals are triples, and stand in the report.
+SCALARS = ("loss", "test_accuracy", "validation_log_loss", "seconds")
+
+
 class ProbeLog(tune.Callback):
     """Writes each trial's epochs (`EpochWriter`) as they come, and prints one line.
 
@@ -95,7 +99,8 @@ class ProbeLog(tune.Callback):
     """
 
     def __init__(self, folder: Path, num_trials: int) -> None:
-        self._writer, self._tb, self._num_trials = EpochWriter(folder), folder / "tb", num_trials
+        self._writer = EpochWriter(folder, SCALARS)
+        self._tb, self._num_trials = folder / "tb", num_trials
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any

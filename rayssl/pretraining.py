@@ -282,6 +282,7 @@ class Pretraining:
             batch_sampler=batches,
             num_workers=self._loader_processes,
             pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # else it draws a seed from the global random state
         )
 
     def _update(self, images: Tensor, labels: Tensor) -> None:

@@ -141,7 +141,8 @@ def plot_learning_curves(
     return path
 
 
-def _cell(value: Any) -> str:
+def cell_text(value: Any) -> str:
+    """Returns what a table shows of a value: `-` for NaN and None, three digits of small floats."""
     value = value.item() if hasattr(value, "item") else value  # NumPy's numbers are not Python's
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
@@ -149,4 +150,8 @@ def _cell(value: Any) -> str:
         return f"{value:.3g}" if abs(value) < 10 else f"{value:,.1f}"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return str(value).replace("|", "\\|")
+    return str(value)
+
+
+def _cell(value: Any) -> str:
+    return cell_text(value).replace("|", "\\|")

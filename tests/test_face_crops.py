@@ -211,7 +211,8 @@ def test_damaged_and_odd_videos_are_listed_with_the_reason_and_the_rest_prepared
 
 def test_face_set_holds_the_faces_with_labels_families_and_boxes(faces: FaceSet) -> None:
     crops = faces.crops(range(len(faces.frames)))
-    assert (crops.shape, crops.dtype) == ((len(faces.frames), 48, 48, 3), np.uint8)
+    assert crops.shape == (len(faces.frames), 48, 48, 3)
+    assert crops.dtype == np.uint8
     assert set(faces.column("family")) == {"real"}
     assert list(faces.labels) == [int(v != "part_0/real") for v in faces.frames["video"]]
     rows = np.flatnonzero(faces.frames["video"] == "part_0/real")
@@ -372,8 +373,9 @@ def test_self_blend_changes_the_middle_and_never_the_border() -> None:
     before = crops.copy()
     fakes, masks = self_blend(crops, rng)
     assert np.array_equal(crops, before)
-    assert (fakes.shape, fakes.dtype) == (crops.shape, np.uint8)
-    assert (masks.shape, masks.dtype) == (crops.shape[:3], np.uint8)
+    assert fakes.shape == crops.shape
+    assert masks.shape == crops.shape[:3]
+    assert fakes.dtype == masks.dtype == np.uint8
     for fake, mask, crop in zip(fakes, masks, crops, strict=True):
         change = np.abs(fake.astype(int) - crop).max(-1)
         assert change[mask > 100].mean() > 3 or mask.max() <= 100

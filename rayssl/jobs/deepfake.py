@@ -11,7 +11,7 @@ from ray import tune
 
 from rayssl.data.faces import FaceSet, load_face_set
 from rayssl.deepfake import OTHER, TABLE_III, ProbeSettings, split_of
-from rayssl.deepfake_trainables import DeepfakeProbe, Place, epoch_row, epoch_text
+from rayssl.deepfake_trainables import SCALARS, DeepfakeProbe, Place, epoch_row, epoch_text
 from rayssl.jobs import Job, Row, Write
 from rayssl.report import read_epochs
 from rayssl.trainables import EpochWriter, newest_state
@@ -112,7 +112,7 @@ class DeepfakeJob(Job):
 
     def open_log(self, folder: Path, name: str, resumed_at: int) -> Write:
         """Returns the writer of epochs.jsonl and tb/."""
-        writer = EpochWriter(folder)
+        writer = EpochWriter(folder, SCALARS)
 
         def write(result: dict[str, Any], settings: DeepfakeTrial) -> None:
             writer.write({"trial": name, **epoch_row(settings.probe(), result)}, folder / "tb")

@@ -282,7 +282,7 @@ class AuxDQN(Algorithm):
                 self.env_runner.set_state({COMPONENT_RL_MODULE: state})
 
     def _compile_iteration_results(self, **kwargs: Any) -> ResultDict:
-        """RLlib's results, with ours flat beside them; README explains each."""
+        """RLlib's results, with ours flat beside them; docs/results.md explains each."""
         results = super()._compile_iteration_results(**kwargs)
         start, steps, updates = self._iteration_start
         self._last_report = time.perf_counter()

@@ -377,3 +377,15 @@ def ensure_auth_token() -> None:
         pass
     finally:
         os.unlink(draft)
+
+
+def check_trial_fits(num_cpus: float, num_gpus: float) -> None:
+    """Raises ValueError if no node has room for one trial: Tune would wait for ever."""
+    nodes = free_resources()
+    if any(node.get("CPU", 0) >= num_cpus and node.get("GPU", 0) >= num_gpus for node in nodes):
+        return
+    most = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
+    raise ValueError(
+        f"A trial needs {num_cpus} CPUs and {num_gpus:g} GPUs on one node, the largest has "
+        f"{most.get('CPU', 0):g} and {most.get('GPU', 0):g} free. Lower --num-cpus or --num-gpus."
+    )

@@ -16,7 +16,7 @@ from typing import Any
 from ray import tune
 from tensorboardX import SummaryWriter
 
-# Columns of the logs, in order. README explains each.
+# Columns of the logs, in order. docs/results.md explains each.
 COLUMNS = (
     "env_steps", "games", "score_mean_100", "score_last", "game_length_mean_100",
     "paper_code_score_mean_100", "paper_code_score_best", "epsilon", "td_updates", "aux_updates",

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -279,3 +280,22 @@ def test_ray_is_the_only_engine(build: Build) -> None:
     algo = build(make_config(runners=1))
     runners = algo.env_runner_group._worker_manager.actors()
     assert all(isinstance(actor, ray.actor.ActorHandle) for actor in runners.values())
+
+
+def test_every_runner_computes_with_one_thread(build: Build) -> None:
+    """Else N runners on N cores would run N * N threads, each waiting for the others' barriers."""
+    from threadpoolctl import threadpool_info
+
+    algo = build(make_config(runners=2))
+
+    def threads(runner: Any) -> tuple[int, int, list[int]]:
+        pools = [pool["num_threads"] for pool in threadpool_info()]  # OpenMP and BLAS
+        return torch.get_num_threads(), runner.config.atari_settings().num_threads, pools
+
+    found = algo.env_runner_group.foreach_env_runner(threads, local_env_runner=False)
+    assert len(found) == 2
+    for torch_threads, consoles, pools in found:
+        assert (torch_threads, consoles) == (1, 1)
+        assert pools
+        assert set(pools) == {1}
+    assert algo.config.learner_threads == 1

@@ -1,0 +1,306 @@
+"""Runs -> arms that may be compared: at equal steps, seed by seed, with what is odd about them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from rayssl.claims import Claim, Verdict, all_of, verdict
+from rayssl.intervals import Difference, difference
+from rayssl.presets import PRESETS
+from rayssl.results import (
+    AUX_SETTINGS,
+    CONTEXT_SETTINGS,
+    HOUSEKEEPING,
+    ArmKey,
+    LeftOut,
+    Pairs,
+    Results,
+    Run,
+)
+from rayssl.training import ClassifierSettings
+
+SCORE: Final = "score_mean_100"  # the column that games are compared by
+PAPER_BUDGET: Final = {
+    "atari": int(PRESETS["paper-code"]["steps"].value),
+    "mnist": ClassifierSettings.epochs,
+}
+UNIT: Final = {"env_steps": "steps", "epoch": "epochs"}
+PERCENT_JOBS: Final = ("mnist",)  # whose score is an accuracy in per cent
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The runs of one arm, one a seed.
+
+    Attributes:
+      key: what they share.
+      runs: seed -> run; may be empty, where a sweep asked for the arm and nothing has run.
+      scores: seed -> the score that is compared; only runs that came as far as the comparison.
+      missing: seeds that were asked for and have no score.
+      flags: what a reader should know: unfinished runs, several commits, other settings.
+    """
+
+    key: ArmKey
+    runs: dict[int, Run]
+    scores: dict[int, float]
+    missing: tuple[int, ...]
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Study:
+    """Arms of one game or data set that share their context, so that they may be compared.
+
+    Attributes:
+      job, where, context: see `rayssl.results.ArmKey`.
+      arms: plain ones first.
+      budget: steps or epochs at which scores are read: of the shortest finished run.
+      unit: what the budget counts.
+      flags: settings in which arms differ beside their pretext task.
+    """
+
+    job: str
+    where: str
+    context: Pairs
+    arms: tuple[Arm, ...]
+    budget: int
+    unit: str
+    flags: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """`Pong`, or `mnist, protocol strict`."""
+        setting = ArmKey(self.job, self.where, self.context, ()).setting
+        return f"{self.where}, {setting}" if setting else self.where
+
+    @property
+    def measure(self) -> str:
+        """What a score is, with its unit."""
+        if self.job == "atari":
+            return "score (mean of 100 whole games)"
+        return "test accuracy (%)" if self.job in PERCENT_JOBS else "reported value"
+
+    @property
+    def size(self) -> str:
+        """The budget beside the paper's: `20,480 of the paper's 1,000,000 steps`."""
+        text = f"{self.budget:,} {self.unit}"
+        paper = PAPER_BUDGET.get(self.job)
+        if paper is None:
+            return text
+        if self.budget >= paper:
+            return f"{text} (the paper: {paper:,})"
+        return f"{self.budget:,} of the paper's {paper:,} {self.unit}"
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the runs are shorter than the paper's."""
+        return self.budget < PAPER_BUDGET.get(self.job, 0)
+
+    def plain_of(self, arm: Arm) -> Arm | None:
+        """Returns the arm without a pretext loss: weight 0 of the same task, else any; None."""
+        plain = [each for each in self.arms if each.key.is_plain and each.scores]
+        plain.sort(key=lambda each: (each.key.task != arm.key.task, each.key.task != "none"))
+        return plain[0] if plain and not arm.key.is_plain else None
+
+    def gain(self, arm: Arm, *, scale: float = 1.0) -> Difference | None:
+        """Returns arm - scale * plain over seeds; None without a plain arm or a score."""
+        plain = self.plain_of(arm)
+        if plain is None or not arm.scores:
+            return None
+        return difference(arm.scores, plain.scores, scale=scale)
+
+
+def make_studies(results: Results) -> list[Study]:
+    """Returns the studies of these results, in order of job, game and context.
+
+    Of two runs of one seed in one arm the first counts; the other is noted in `results.notes`.
+    """
+    arms: dict[ArmKey, dict[int, Run]] = {key: {} for key in results.asked}
+    for run in results.runs:
+        own = arms.setdefault(run.key, {})
+        if run.seed in own:
+            why = f"a second run of seed {run.seed}; {own[run.seed].source} counts"
+            results.notes.append(LeftOut(run.source, why))
+        else:
+            own[run.seed] = run
+    groups: dict[tuple[str, str, Pairs], list[ArmKey]] = {}
+    for key in arms:
+        groups.setdefault((key.job, key.where, key.context), []).append(key)
+    return [
+        _study(keys, arms, results)
+        for group, keys in sorted(groups.items(), key=lambda item: _order(item[0]))
+        if any(arms[key] for key in keys)
+    ]
+
+
+def seed_list(seeds: Iterable[int]) -> str:
+    """Returns seeds as a person writes them: `0-4, 7`."""
+    parts: list[list[int]] = []
+    for seed in sorted(seeds):
+        if parts and seed == parts[-1][-1] + 1:
+            parts[-1].append(seed)
+        else:
+            parts.append([seed])
+    return ", ".join(f"{p[0]}-{p[-1]}" if len(p) > 2 else ", ".join(map(str, p)) for p in parts)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim of the paper beside what was run.
+
+    Attributes:
+      claim: the sentence.
+      study, arm: where it was tested; None where nothing was run.
+      part: of a claim about several classes: which.
+      difference: None where nothing was run.
+      verdict: by the difference's interval.
+    """
+
+    claim: Claim
+    study: Study | None
+    arm: Arm | None
+    part: str
+    difference: Difference | None
+    verdict: Verdict
+
+
+def judge(claim: Claim, studies: Sequence[Study]) -> list[Finding]:
+    """Returns a finding for each arm that tests a claim; one that says so if there is none.
+
+    A claim about several classes has a finding for each, then one for all of them (`part` "all").
+    """
+    found: list[Finding] = []
+    for study in studies:
+        if (study.job, study.where) != (claim.job, claim.where):
+            continue
+        for arm in study.arms:
+            if arm.key.task not in claim.treated or arm.key.weight != 1 or not arm.scores:
+                continue
+            if claim.per_class:
+                found += _judge_classes(claim, study, arm)
+                continue
+            gap = study.gain(arm, scale=claim.scale)
+            said = verdict(gap, claim.side, claim.threshold)
+            found.append(Finding(claim, study, arm, "", gap, said))
+    return found or [Finding(claim, None, None, "all" if claim.per_class else "", None,
+                             "undecided")]  # fmt: skip
+
+
+def class_accuracies(arm: Arm) -> dict[int, list[float]]:
+    """Returns seed -> test accuracy of each class in per cent, of the reported epochs."""
+    found = {}
+    for seed in arm.scores:
+        epochs = arm.runs[seed].epochs
+        if epochs:
+            last = epochs[-1]
+            strict = last["protocol"] == "strict"
+            chosen = last if strict else epochs[last["selected_epoch"] - 1]
+            counts = chosen["test_confusion"]
+            found[seed] = [
+                100 * row[i] / sum(row) if sum(row) else float("nan")
+                for i, row in enumerate(counts)
+            ]
+    return found
+
+
+def _judge_classes(claim: Claim, study: Study, arm: Arm) -> list[Finding]:
+    plain = study.plain_of(arm)
+    own, other = class_accuracies(arm), class_accuracies(plain) if plain else {}
+    if not own or not other:
+        return [Finding(claim, study, arm, "all", None, "undecided")]
+    num = len(next(iter(own.values())))
+
+    def gap(weights: Sequence[float]) -> Difference | None:
+        """The same mixture of classes in both arms."""
+        mixed = [
+            {seed: sum(w * v for w, v in zip(weights, values, strict=True) if w)
+             for seed, values in each.items()}
+            for each in (own, other)
+        ]  # fmt: skip
+        return difference(mixed[0], mixed[1])
+
+    parts: list[Finding] = []
+    for digit in claim.per_class:
+        found = gap([float(i == digit) for i in range(num)])
+        parts.append(Finding(claim, study, arm, str(digit), found, verdict(found, claim.side)))
+    joint = all_of([part.verdict for part in parts])
+    rest = num - len(claim.per_class)
+    contrast = gap([
+        1 / len(claim.per_class) if i in claim.per_class else -1 / rest for i in range(num)
+    ])  # fmt: skip
+    return [
+        *parts,
+        Finding(claim, study, arm, "all", None, joint),
+        Finding(claim, study, arm, "more than the other classes", contrast,
+                verdict(contrast, claim.side)),
+    ]  # fmt: skip
+
+
+def _order(group: tuple[str, str, Pairs]) -> tuple[Any, ...]:
+    job, where, context = group
+    protocols = ["paper", "paper-code", "strict"]
+    protocol = str(dict(context).get("protocol", ""))
+    place = protocols.index(protocol) if protocol in protocols else len(protocols)
+    games = ["Pong", "Breakout"]
+    return job, games.index(where) if where in games else len(games), where, place, str(context)
+
+
+def _study(keys: list[ArmKey], arms: dict[ArmKey, dict[int, Run]], results: Results) -> Study:
+    keys = sorted(keys, key=lambda k: (not k.is_plain, k.task != "none", k.task, k.weight, k.name))
+    runs = [run for key in keys for run in arms[key].values()]
+    finished = [run.reached for run in runs if run.finished]
+    budget = min(finished or [run.reached for run in runs])
+    unit = UNIT.get(runs[0].x, runs[0].x)
+    first = keys[0]
+    return Study(
+        job=first.job,
+        where=first.where,
+        context=first.context,
+        arms=tuple(
+            _arm(key, arms[key], results.asked.get(key, set()), budget, unit) for key in keys
+        ),
+        budget=budget,
+        unit=unit,
+        flags=tuple(_differing([list(arms[key].values()) for key in keys if arms[key]])),
+    )
+
+
+def _arm(key: ArmKey, runs: dict[int, Run], asked: set[int], budget: int, unit: str) -> Arm:
+    runs = dict(sorted(runs.items()))
+    scores = {}
+    for seed, run in runs.items():
+        if run.reached >= budget:
+            score = run.reported
+            if key.job == "atari":
+                score = run.value_at(SCORE, budget)
+            if score is not None:
+                scores[seed] = score
+    flags = []
+    for seed, run in runs.items():
+        if not run.finished:
+            flags.append(f"seed {seed} unfinished: {run.reached:,} of {run.planned:,} {unit}")
+        elif seed not in scores:
+            flags.append(f"seed {seed} has no score: no whole game yet")
+    commits = sorted({commit for run in runs.values() for commit in run.commits})
+    if len(commits) > 1:
+        flags.append(f"{len(commits)} commits: {', '.join(commits)}")
+    flags += [f"uncommitted changes: {c}" for c in commits if c.endswith("-dirty")]
+    flags += [f"seeds differ in {text}" for text in _differing([[r] for r in runs.values()])]
+    return Arm(key, runs, scores, tuple(sorted(asked - scores.keys())), tuple(flags))
+
+
+def _differing(groups: list[list[Run]]) -> list[str]:
+    """Settings, beside those that name arms, whose values differ between groups of runs."""
+    if not groups:
+        return []
+    job = groups[0][0].key.job
+    ignored = HOUSEKEEPING | {*AUX_SETTINGS.get(job, ()), *CONTEXT_SETTINGS.get(job, ())}
+    ignored |= {"aux_task", "aux_weight"} | set(dict(groups[0][0].key.context))
+    names = sorted({n for group in groups for run in group for n in run.settings} - ignored)
+    found = []
+    for name in names:
+        values = [sorted({str(run.settings.get(name)) for run in group}) for group in groups]
+        if any(each != values[0] for each in values):
+            every = list(dict.fromkeys(v for each in values for v in each))
+            found.append(f"{name.replace('_', '-')}: {' / '.join(every)}")
+    return found

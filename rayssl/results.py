@@ -1,0 +1,496 @@
+"""Result folders -> runs: what experiments/ wrote, of one run or of a thousand, read again.
+
+A *run* is one training: one seed of one arm. An *arm* is what runs that differ in their seed only
+share. The layouts are those of the README ("What a run leaves behind") and of docs/results.md.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import pandas as pd
+
+from rayssl.envs.atari import game_title
+from rayssl.presets import AtariRun
+from rayssl.report import read_epochs, read_run
+from rayssl.training import ClassifierSettings
+
+# What names an arm, by job. The first group is void where there is no pretext loss.
+AUX_SETTINGS: Final = {
+    "atari": ("aux_task", "aux_weight", "aux_every", "schedule", "pretrain_updates", "optimizers"),
+    "mnist": ("aux_task", "aux_weight", "aux_copies"),
+}
+CONTEXT_SETTINGS: Final = {"atari": ("network",), "mnist": ("protocol",)}
+# Not worth a word in an arm's name: the paper's own, section IV.
+USUAL: Final = {
+    "aux_every": 1, "schedule": "alternate", "pretrain_updates": 0, "optimizers": "shared",
+    "aux_copies": None,
+}  # fmt: skip
+# Where and how a run was computed, not what: two runs of an arm may differ in these.
+HOUSEKEEPING: Final = {
+    "seed", "seeds", "name", "results_dir", "resume", "address", "num_workers", "num_learners",
+    "num_gpus", "num_cpus", "learner_cpus", "checkpoint_every", "save_replay", "data_dir", "verify",
+    "compile", "steps_per_report", "preset", "game", "dataset", "trial", "restore_from",
+}  # fmt: skip
+SWEEP, TRIALS, SETTINGS = "sweep.json", "trials.csv", "settings.json"
+LAYOUT_VERSION = 1  # of docs/results.md
+
+Settings = Mapping[str, Any]
+Pairs = tuple[tuple[str, Any], ...]
+
+
+class ArmKey(NamedTuple):
+    """What the runs of an arm share.
+
+    Attributes:
+      job: `atari`, `mnist`, ...
+      where: the game or data set.
+      context: settings that arms must share to be compared, e.g. network or protocol.
+      aux: the pretext task, its weight and its schedule.
+    """
+
+    job: str
+    where: str
+    context: Pairs
+    aux: Pairs
+
+    @property
+    def task(self) -> str:
+        """Name of the pretext task; `none`."""
+        return str(dict(self.aux).get("aux_task", "none"))
+
+    @property
+    def weight(self) -> float:
+        """Of the pretext loss; 0 without one."""
+        return float(dict(self.aux).get("aux_weight", 0.0))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing but the job's own loss is trained."""
+        return self.weight == 0
+
+    @property
+    def name(self) -> str:
+        """`none`, or `permutation, weight 1, every 4`."""
+        values = dict(self.aux)
+        if self.task == "none":
+            return "none"
+        words = [self.task, f"weight {self.weight:g}"]
+        short = {"aux_every": "every", "pretrain_updates": "pretrained for", "schedule": "",
+                 "optimizers": "optimizers", "aux_copies": "copies"}  # fmt: skip
+        for key, word in short.items():
+            if key in values and values[key] != USUAL[key]:
+                words.append(f"{word} {values[key]}".strip())
+        return ", ".join(words)
+
+    @property
+    def setting(self) -> str:
+        """The context in words: `protocol strict`."""
+        return ", ".join(f"{key.replace('_', '-')} {value}" for key, value in self.context)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+      key: its arm.
+      seed: as `--seed`.
+      settings: all of them.
+      commits: of its starts, each once.
+      rows: its log, sorted by `x`; empty where only the sweep's table knows it.
+      epochs: of a classifier, as `rayssl.report.read_epochs` returns them.
+      x: the column of `rows` that counts progress.
+      planned: where it would end.
+      reached: where it is.
+      reported: the value that its protocol reports; None before its end, and for games, whose
+        score is read from `rows` where a comparison needs it.
+      source: the folder, and the trial within.
+    """
+
+    key: ArmKey
+    seed: int
+    settings: Settings
+    commits: tuple[str, ...]
+    rows: pd.DataFrame
+    x: str
+    planned: int
+    reached: int
+    reported: float | None
+    source: str
+    epochs: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def finished(self) -> bool:
+        """Whether it came to its planned end."""
+        return self.reached >= self.planned
+
+    def curve(self, column: str) -> pd.DataFrame:
+        """Returns the log's rows in which a column has a number; none if there is no column."""
+        if column not in self.rows:
+            return self.rows.iloc[:0]
+        return self.rows[self.rows[column].notna()]
+
+    def value_at(self, column: str, limit: float, how: str = "last") -> float | None:
+        """Returns a column's last number, or its `max`, up to a number of steps; None without."""
+        known = self.curve(column)
+        known = known[known[self.x] <= limit]
+        if not len(known):
+            return None
+        return float(known[column].max() if how == "max" else known[column].iloc[-1])
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Whole games of a trained agent, or of the random one: a row of experiments/evaluate.py."""
+
+    game: str
+    agent: str
+    aux_task: str
+    seed: int | None
+    env_steps: int | None
+    epsilon: float
+    num: int
+    mean: float
+    low: float | None
+    high: float | None
+    iqm: float
+    commit: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A finished classifier over frozen features, for Table III.
+
+    Attributes:
+      faces: what the faces are; anything but DFDC's says so.
+      protocol, backbone, layer, classifier, split, seed: of its settings.
+      accuracy: per frame, in per cent, with the ends of its interval over videos.
+      commits, source: see `Run`.
+    """
+
+    faces: str
+    protocol: str
+    backbone: str
+    layer: str
+    classifier: str
+    split: str
+    seed: int
+    accuracy: tuple[float, float, float]
+    commits: tuple[str, ...]
+    source: str
+
+
+class LeftOut(NamedTuple):
+    """A folder, file or trial that is not on the page, and why."""
+
+    source: str
+    why: str
+
+
+@dataclass
+class Results:
+    """Everything that some folders hold.
+
+    Attributes:
+      runs: in the order of the folders.
+      asked: arm -> seeds that a sweep's or an experiment's settings ask for.
+      evaluations, probes, left_out: see there.
+      notes: what a reader should know of single trials (failed, ended early).
+    """
+
+    runs: list[Run] = field(default_factory=list)
+    asked: dict[ArmKey, set[int]] = field(default_factory=dict)
+    evaluations: list[Evaluation] = field(default_factory=list)
+    probes: list[Probe] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    notes: list[LeftOut] = field(default_factory=list)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing could be read."""
+        return not (self.runs or self.evaluations or self.probes)
+
+
+def read_results(paths: Iterable[str | Path]) -> Results:
+    """Returns what these folders and evaluation files hold.
+
+    A folder may be a run, an experiment of mnist.py, a sweep, or hold any of them at any depth.
+    What cannot be read is listed with its reason; nothing is raised for it.
+    """
+    found = Results()
+    seen: set[Path] = set()
+    for path in map(Path, paths):
+        if path.is_file():
+            _read_evaluation(path, found, seen)
+        elif not path.is_dir():
+            found.left_out.append(LeftOut(str(path), "there is no such file or folder"))
+        elif not (_read_folder(path, found, seen) | _read_evaluations_below(path, found, seen)):
+            why = "holds no progress.csv, epochs.jsonl, sweep.json or *evaluation*.json"
+            found.left_out.append(LeftOut(str(path), why))
+    return found
+
+
+def arm_key(job: str, settings: Settings, varied: Iterable[str] = ()) -> ArmKey:
+    """Returns the arm that settings belong to.
+
+    Args:
+      job: a job without names of its own here is taken by what its sweep varied.
+      varied: further settings that a sweep varied on purpose.
+    Raises:
+      KeyError: if a setting that names the arm is missing.
+      ValueError: if a value is none that a run can have.
+    """
+    where = game_title(settings["game"]) if job == "atari" else str(settings.get("dataset", job))
+    aux_names = AUX_SETTINGS.get(job, ("aux_task", "aux_weight"))
+    context_names = [*CONTEXT_SETTINGS.get(job, ())]
+    context_names += [n for n in varied if n not in (*aux_names, *context_names, *HOUSEKEEPING)]
+    context = tuple((name, _plain(settings[name])) for name in context_names)
+    task = str(settings.get("aux_task") or "none")
+    weight = 0.0 if task == "none" else float(settings["aux_weight"])
+    if task == "none":
+        return ArmKey(job, where, context, (("aux_task", task),))
+    if weight == 0:
+        return ArmKey(job, where, context, (("aux_task", task), ("aux_weight", weight)))
+    known = {**settings, "aux_weight": weight}
+    aux = tuple((n, _plain(known.get(n, USUAL.get(n)))) for n in aux_names)
+    return ArmKey(job, where, context, aux)
+
+
+def _plain(value: Any) -> Any:
+    """A value that can be a dictionary's key."""
+    return value if isinstance(value, str | int | float | None) else json.dumps(value)
+
+
+def _read_folder(folder: Path, found: Results, seen: set[Path]) -> bool:
+    """Reads the results in a folder, or below it; whether there are any, readable or not."""
+    if folder.resolve() in seen:
+        return True
+    seen.add(folder.resolve())
+    if (folder / SWEEP).is_file():
+        _try(_read_sweep, folder, found)
+    elif (folder / "epochs.jsonl").is_file():
+        _try(_read_epochs, folder, found)
+    elif (folder / "progress.csv").is_file():
+        _try(_read_game, folder, found)
+    elif (folder / SETTINGS).is_file():
+        found.left_out.append(LeftOut(str(folder), "no log: it ended before its first report"))
+    else:
+        below = [child for child in sorted(folder.iterdir()) if child.is_dir()]
+        known = [_read_folder(child, found, seen) for child in below if not child.is_symlink()]
+        return any(known)  # of a list: each of them is read
+    return True
+
+
+def _try(reader: Callable[..., None], folder: Path, found: Results, **words: Any) -> None:
+    """Runs a reader; its trouble becomes one line of `left_out`."""
+    try:
+        reader(folder, found, **words)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        text = " ".join(str(error).split())
+        if not isinstance(error, _ExpectedError):
+            text = f"expected the files as experiments/ writes them, got {_name(error)}: {text}"
+        found.left_out.append(LeftOut(str(folder), text))
+
+
+class _ExpectedError(ValueError):
+    """Says itself what was expected."""
+
+
+def _name(error: Exception) -> str:
+    return type(error).__name__
+
+
+def _saved(folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Settings and commits of a run's or an experiment's settings.json."""
+    saved = json.loads((folder / SETTINGS).read_text())
+    return dict(saved["settings"]), _commits(saved)
+
+
+def _commits(saved: Mapping[str, Any]) -> tuple[str, ...]:
+    starts = saved.get("starts", [saved])
+    return tuple(dict.fromkeys(str(start.get("commit") or "no commit") for start in starts))
+
+
+_GAME_DEFAULTS = {field.name: field.default for field in dataclasses.fields(AtariRun)}
+
+
+def _read_game(folder: Path, found: Results, varied: Sequence[str] = ()) -> None:
+    """Adds a run of experiments/atari.py; for options that are younger than it, their defaults."""
+    rows = read_run(folder)
+    settings, commits = _saved(folder)
+    settings = _GAME_DEFAULTS | settings
+    for name in rows:
+        if not pd.api.types.is_numeric_dtype(rows[name]) and rows[name].notna().any():
+            raise _ExpectedError(f"progress.csv is damaged: column {name} holds text")
+    rows["score_mean_100"]  # KeyError here, where the folder's name is known
+    found.runs.append(Run(
+        key=arm_key("atari", settings, varied), seed=int(settings["seed"]), settings=settings,
+        commits=commits, rows=rows, x="env_steps", planned=int(settings["steps"]),
+        reached=int(rows["env_steps"].iloc[-1]), reported=None, source=str(folder),
+    ))  # fmt: skip
+
+
+def _read_epochs(folder: Path, found: Results) -> None:
+    """Adds what an epochs.jsonl holds: trials of mnist.py, or probes of deepfake.py."""
+    rows = read_epochs(folder)
+    if rows and "backbone" in rows[0]:
+        _read_probes(folder, found)
+    elif rows and "test_confusion" not in rows[0] and "validation_accuracy" not in rows[0]:
+        raise _ExpectedError("its epochs.jsonl is of a job that this page has no table for")
+    else:
+        _read_classifiers(folder, found)
+
+
+def _read_probes(folder: Path, found: Results, varied: Sequence[str] = ()) -> None:
+    """Adds the finished probes of experiments/deepfake.py."""
+    saved = json.loads((folder / SETTINGS).read_text())
+    settings, commits = dict(saved["settings"]), _commits(saved)
+    faces = str(saved["faces"]["dataset"] if "faces" in saved else settings["faces"])
+    last = {str(row["trial"]): row for row in read_epochs(folder)}
+    for name, row in last.items():
+        if not row.get("done"):
+            found.notes.append(LeftOut(f"{folder}: {name}", "not finished"))
+            continue
+        value, low, high = (100 * float(v) for v in row["frame_accuracy"])
+        found.probes.append(Probe(
+            faces=faces, protocol=str(row["protocol"]), backbone=str(row["backbone"]),
+            layer=str(row["layer"]), classifier=str(row["classifier"]), split=str(row["split"]),
+            seed=int(row["seed"]), accuracy=(value, low, high), commits=commits,
+            source=str(folder),
+        ))  # fmt: skip
+    for backbone, why in dict(saved.get("missing", {})).items():
+        found.notes.append(LeftOut(f"{folder}: {backbone}", f"not run: {why}"))
+
+
+def _read_classifiers(folder: Path, found: Results, varied: Sequence[str] = ()) -> None:
+    """Adds the trials of an experiment of experiments/mnist.py, or the one of a sweep's folder."""
+    settings, commits = _saved(folder)
+    dataset = {"dataset": settings["dataset"]}
+    single = {k: v for k, v in settings.items() if not isinstance(v, list)}  # of every trial
+    if isinstance(settings.get("protocol"), list):
+        for each in _asked_of_mnist(settings):
+            found.asked.setdefault(arm_key("mnist", each | dataset), set()).add(each["seed"])
+    names = [field.name for field in dataclasses.fields(ClassifierSettings)]
+    trials: dict[str, list[dict[str, Any]]] = {}
+    for row in read_epochs(folder):
+        trials.setdefault(str(row["trial"]), []).append(row)
+    if not trials:
+        raise _ExpectedError("no epoch yet: it ended before its first report")
+    for name, epochs in trials.items():
+        source = str(folder) if len(trials) == 1 else f"{folder}: {name}"
+        try:
+            # A row's `lr` is that of its epoch; the setting stands in settings.json.
+            own = {k: epochs[-1][k] for k in names if k in epochs[-1] and k != "lr"}
+            own = single | own | dataset
+            rows = pd.DataFrame([{k: v for k, v in e.items() if _is_number(v)} for e in epochs])
+            planned = int(own["epochs"])
+            whole = [e["epoch"] for e in epochs] == list(range(1, planned + 1))
+            if whole and not math.isfinite(_selected(own, epochs)["test_accuracy"]):
+                raise _ExpectedError("its test accuracy is not a number")
+            found.runs.append(Run(
+                key=arm_key("mnist", own, varied), seed=int(own["seed"]), settings=own,
+                commits=commits, rows=rows, x="epoch", planned=planned,
+                reached=planned if whole else min(len(epochs), planned - 1),
+                reported=100 * _selected(own, epochs)["test_accuracy"] if whole else None,
+                source=source, epochs=epochs,
+            ))  # fmt: skip
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            text = str(error) if isinstance(error, _ExpectedError) else f"{_name(error)}: {error}"
+            found.left_out.append(LeftOut(source, f"damaged epochs: {text}"))
+
+
+def _selected(settings: Settings, epochs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The epoch whose test figures the protocol reports; `strict` puts them into the last row."""
+    last = epochs[-1]
+    return last if settings["protocol"] == "strict" else epochs[last["selected_epoch"] - 1]
+
+
+def _asked_of_mnist(settings: Settings) -> Iterator[dict[str, Any]]:
+    """Every trial that the settings of experiments/mnist.py ask for."""
+    for protocol in settings["protocol"]:
+        for task in settings["aux_task"]:
+            for weight in settings["aux_weight"] if task != "none" else (1.0,):
+                for seed in range(int(settings["seeds"])):
+                    yield {"protocol": protocol, "aux_task": task, "aux_weight": weight,
+                           "aux_copies": settings.get("aux_copies"), "seed": seed}  # fmt: skip
+
+
+def _read_sweep(folder: Path, found: Results) -> None:
+    """Adds the trials of experiments/sweep.py (docs/results.md)."""
+    sweep = json.loads((folder / SWEEP).read_text())
+    if sweep["version"] != LAYOUT_VERSION:
+        raise _ExpectedError(f"{SWEEP} has layout {sweep['version']}, this reads {LAYOUT_VERSION}")
+    job = str(sweep["job"])
+    varied = [name for name, values in sweep["axes"].items() if len(values) > 1 or "log" in values]
+    path = folder / TRIALS
+    table = pd.read_csv(path, keep_default_na=False) if path.is_file() else pd.DataFrame()
+    told = {str(row["trial"]): row for row in table.to_dict("records")}
+    readers = {"atari": _read_game, "mnist": _read_classifiers, "deepfake": _read_probes}
+    for trial in sweep["trials"]:
+        name, settings = str(trial["trial"]), dict(trial["settings"])
+        row = told.get(name, {})
+        own = folder / str(row.get("folder") or name)
+        key = arm_key(job, settings, varied)
+        found.asked.setdefault(key, set()).add(int(settings["seed"]))
+        status = str(row.get("status", ""))
+        if status in ("failed", "lost", "stopped"):
+            why = str(row.get("error") or "ended early by the scheduler")
+            found.notes.append(LeftOut(str(own), f"{status}: {why}"))
+        if job not in ("atari", "mnist") and status == "finished":
+            found.runs.append(_run_of_table(job, key, settings, row, sweep, own))
+        if job in readers and any(
+            (own / log).is_file() for log in ("progress.csv", "epochs.jsonl")
+        ):
+            _try(readers[job], own, found, varied=varied)
+
+
+def _run_of_table(
+    job: str, key: ArmKey, settings: Settings, row: Mapping[str, Any], sweep: Settings, own: Path
+) -> Run:
+    """A finished trial of a job whose log has no reader here: its line in trials.csv."""
+    return Run(
+        key=key, seed=int(settings["seed"]), settings=settings, commits=_commits(sweep),
+        rows=pd.DataFrame(), x=str(row["unit"]), planned=int(row["planned"]),
+        reached=int(row["planned"]), reported=float(row["reported"]), source=str(own),
+    )  # fmt: skip
+
+
+def _read_evaluations_below(folder: Path, found: Results, seen: set[Path]) -> bool:
+    paths = sorted(p for p in folder.rglob("*evaluation*.json") if p.is_file())
+    for path in paths:
+        _read_evaluation(path, found, seen)
+    return bool(paths)
+
+
+def _read_evaluation(path: Path, found: Results, seen: set[Path]) -> None:
+    """Adds the rows of a file of experiments/evaluate.py."""
+    if path.resolve() in seen:
+        return
+    seen.add(path.resolve())
+
+    def read(path: Path, found: Results) -> None:
+        saved = json.loads(path.read_text())
+        for row in saved["rows"]:
+            model = saved.get("model") or {}
+            model = {} if row["agent"] == "random" else model
+            summary = row["summary"]
+            found.evaluations.append(Evaluation(
+                game=str(row["game"]), agent=str(row["agent"]),
+                aux_task=str(model.get("aux_task") or "none"),
+                seed=model.get("seed"), env_steps=model.get("env_steps"),
+                epsilon=float(saved["settings"]["epsilon"]), num=int(summary["num"]),
+                mean=float(summary["mean"]), low=summary["ci_low"], high=summary["ci_high"],
+                iqm=float(summary["iqm"]), commit=str(saved.get("commit")), source=str(path),
+            ))  # fmt: skip
+
+    _try(read, path, found)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

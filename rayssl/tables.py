@@ -1,0 +1,457 @@
+"""Rows of a report's tables: arms, claims, the paper's tables, measures of rliable, seeds."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from rayssl import classification_report as classes
+from rayssl.claims import CLAIMS
+from rayssl.comparison import PERCENT_JOBS, Arm, Finding, Study, judge, seed_list
+from rayssl.intervals import Difference, Interval, interquartile_mean, probability_of_improvement
+from rayssl.metrics import (
+    HUMAN_AND_RANDOM,
+    TABLE_I,
+    TABLE_II,
+    TABLE_III,
+    TABLE_IV,
+    mean_interval,
+)
+from rayssl.results import Evaluation, Probe, Run
+
+Row = dict[str, Any]
+NOT_RUN: Final = "not run"
+PAPER_AGENTS: Final = {"none": "DQN", "rotation": "Rotation", "permutation": "Sequence",
+                       "permutation-6": "Sequence"}  # fmt: skip
+
+
+def span(low: float | None, high: float | None, *, sign: bool = False) -> str | None:
+    """Returns `1.20 to 3.40`; None where there is no interval.
+
+    An end that rounding would put on the other side of zero, or on it, has more digits.
+    """
+    if low is None or high is None or math.isnan(low) or math.isnan(high):
+        return None
+    return f"{number(low, sign=sign)} to {number(high, sign=sign)}"
+
+
+def number(value: float, *, sign: bool = False) -> str:
+    """Returns a score with two digits, or as many as show that it is not zero."""
+    digits = 2
+    while value != 0 and round(value, digits) == 0 and digits < 6:
+        digits += 1
+    text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
+    return text.replace("-0.000000", "0.00").replace("+0.000000", "0.00")
+
+
+def score_interval(scores: Iterable[float]) -> Interval:
+    """Returns mean and Student's t interval of seeds' scores; NaN if there are none."""
+    values = list(scores)
+    if not values:
+        return Interval(math.nan, math.nan, math.nan)
+    return Interval(*mean_interval(values))
+
+
+def arm_rows(study: Study) -> list[Row]:
+    """Returns a study's arms with score, interval, and gain over the plain arm."""
+    rows = []
+    for arm in study.arms:
+        found = score_interval(arm.scores.values())
+        gain = study.gain(arm)
+        row: Row = {
+            "arm": arm.key.name,
+            "seeds": seed_list(arm.scores) or "none",
+            "missing seeds": seed_list(arm.missing) or None,
+            "mean": None if math.isnan(found.value) else number(found.value),
+            "95% interval": span(found.low, found.high),
+            "gain over plain": number(gain.mean, sign=True) if gain else None,
+            "interval of the gain": span(gain.low, gain.high, sign=True) if gain else None,
+            "compared": _how(gain),
+        }
+        accuracy = [run.value_at("aux_accuracy", study.budget) for run in arm.runs.values()]
+        known = [value for value in accuracy if value is not None]
+        row["aux accuracy"] = f"{np.mean(known):.3f}" if known else None
+        rows.append(row)
+    return rows
+
+
+def _how(gain: Difference | None) -> str | None:
+    if gain is None:
+        return None
+    if not gain.paired:
+        return "unpaired (Welch)"
+    return f"{gain.num_seeds} pair{'' if gain.num_seeds == 1 else 's'}"
+
+
+def game_rows(runs: Sequence[Run], above: float) -> list[Row]:
+    """Returns one row for each run of a game, over all of its steps."""
+    rows = []
+    for run in runs:
+        last = run.rows.iloc[-1]
+        scores = run.curve("score_mean_100")
+        crossed = scores[scores["score_mean_100"] > above]
+        updates = [run.value_at(name, math.inf) for name in ("td_updates", "aux_updates")]
+        rows.append({
+            "game": run.settings["game"],
+            "task": run.settings["aux_task"],
+            "weight": run.key.weight,
+            "seed": run.seed,
+            "steps": run.reached,
+            "TD / aux updates": " / ".join("-" if u is None else f"{int(u):,}" for u in updates),
+            "last score": last["score_mean_100"],
+            "best score": scores["score_mean_100"].max(),
+            f"first above {above:g}": int(crossed["env_steps"].iloc[0]) if len(crossed) else None,
+            "aux accuracy": last.get("aux_accuracy"),
+            "minutes": last.get("wall_s", math.nan) / 60,
+            "commit": ", ".join(run.commits),
+        })  # fmt: skip
+    return rows
+
+
+def claim_findings(studies: Sequence[Study]) -> list[Finding]:
+    """Returns every claim of the paper beside what was run."""
+    return [finding for claim in CLAIMS for finding in judge(claim, studies)]
+
+
+def claim_rows(findings: Sequence[Finding]) -> list[Row]:
+    """Returns one row for each claim and each arm that tests it; parts of a claim apart."""
+    rows = []
+    for found in findings:
+        if not found.part.isdigit():
+            rows.append(_claim_row(found))
+    return rows
+
+
+def class_rows(findings: Sequence[Finding]) -> list[Row]:
+    """Returns one row for each class that a claim names and each arm."""
+    return [
+        {
+            "class": found.part,
+            "tested on": _tested_on(found),
+            **_gap(found),
+            "verdict": found.verdict,
+        }
+        for found in findings
+        if found.part.isdigit()
+    ]
+
+
+def _claim_row(found: Finding) -> Row:
+    text, judged = f"{found.claim.text} ({found.claim.source})", found.claim.quantity
+    gap = _gap(found)
+    if found.part == "all":
+        judged = f"{judged}, each of the four"
+        gap["difference"] = "below" if found.study else None
+    elif found.part:
+        text = f"... {found.part} (their explanation, {found.claim.source})"
+        judged = "mean of the four minus mean of the others, rotation - plain < 0"
+    return {
+        "claim": text, "judged by": judged, "tested on": _tested_on(found), **gap,
+        "verdict": found.verdict,
+    }  # fmt: skip
+
+
+def _tested_on(found: Finding) -> str:
+    if found.study is None or found.arm is None:
+        return NOT_RUN
+    small = " (small)" if found.study.is_small else ""
+    size = f"{found.study.budget:,} {found.study.unit}{small}"
+    return f"{found.study.name}: {found.arm.key.name}; {size}"
+
+
+def _gap(found: Finding) -> Row:
+    gap = found.difference
+    return {
+        "seeds": (gap.num_seeds if gap.paired else f"{gap.num_seeds}, unpaired") if gap else None,
+        "difference": number(gap.mean, sign=True) if gap else None,
+        "95% interval": span(gap.low, gap.high, sign=True) if gap else None,
+    }
+
+
+def classification_arms(studies: Sequence[Study]) -> dict[tuple[str, str], list[classes.Arm]]:
+    """Returns (data set, other settings) -> arms with a score, as classification_report has them.
+
+    Arms that would bear the same name there stand under different settings.
+    """
+    groups: dict[tuple[str, str], list[classes.Arm]] = {}
+    for study in studies:
+        if study.job != "mnist":
+            continue
+        for arm in study.arms:
+            other = [f"{k} {v}" for k, v in study.context if k != "protocol"]
+            copies = dict(arm.key.aux).get("aux_copies")
+            other += [f"copies {copies}"] if copies is not None else []
+            runs = {seed: list(arm.runs[seed].epochs) for seed in arm.scores}
+            if runs:
+                weight = 1.0 if arm.key.task == "none" else arm.key.weight
+                made = classes.Arm(str(dict(study.context)["protocol"]), arm.key.task, weight, runs)
+                groups.setdefault((study.where, ", ".join(other)), []).append(made)
+    return groups
+
+
+def not_run_table_1() -> list[Row]:
+    """Returns the paper's Table I without anything beside it."""
+    return [{"pretext task": task, "accuracy": NOT_RUN, "paper": value}
+            for task, value in TABLE_I.items()]  # fmt: skip
+
+
+def not_run_table_2() -> list[Row]:
+    """Returns the paper's Table II without anything beside it."""
+    return [
+        {"class": str(digit), "accuracy": NOT_RUN}
+        | {f"printed: {task}": f"{values[digit]:.2f}" for task, values in TABLE_II.items()}
+        for digit in range(10)
+    ]
+
+
+def paper_weight_only(arms: Sequence[classes.Arm]) -> list[classes.Arm]:
+    """Returns the plain arms and those of weight 1, the paper's; all where weight 1 was not run."""
+    if not any(arm.aux_weight == 1 and arm.aux_task != "none" for arm in arms):
+        return list(arms)
+    return [arm for arm in arms if arm.aux_weight in (0, 1)]
+
+
+def table_3(probes: Sequence[Probe]) -> dict[str, list[Row]]:
+    """Returns the paper's Table III with what was run beside it: title -> rows.
+
+    One table for each set of faces and protocol; one, of rows not run, without any probe. Further
+    splits (family, actor, ...) have columns of their own; the paper's hard split is `video`.
+    """
+    groups: dict[str, list[Probe]] = {}
+    for probe in probes:
+        groups.setdefault(f"{probe.faces}, protocol {probe.protocol}", []).append(probe)
+    return {
+        title: [
+            {"model": name, **_table_3_cells(backbone, paper, own)}
+            for backbone, (name, *paper) in TABLE_III.items()
+        ]
+        for title, own in (groups or {"DFDC": []}).items()
+    }
+
+
+def _table_3_cells(backbone: str, paper: Sequence[float], probes: Sequence[Probe]) -> Row:
+    named = {"random": "random split", "video": "hard split"}
+    row: Row = {}
+    for (split, name), printed in zip(named.items(), paper, strict=True):
+        row |= {f"{name}, paper": f"{printed:.1f}", name: _probe_cell(backbone, split, probes)}
+    for split in dict.fromkeys(probe.split for probe in probes):
+        if split not in named:
+            row[f"{split} split"] = _probe_cell(backbone, split, probes)
+    return row
+
+
+def _probe_cell(backbone: str, split: str, probes: Sequence[Probe]) -> str:
+    """Mean accuracy over seeds of each layer and classifier; one seed: its interval over videos."""
+    arms: dict[str, list[Probe]] = {}
+    for probe in probes:
+        if (probe.backbone, probe.split) == (backbone, split):
+            arms.setdefault(f"{probe.classifier} on {probe.layer}", []).append(probe)
+    cells = []
+    for name, own in arms.items():
+        found = score_interval(probe.accuracy[0] for probe in own)
+        interval, over = span(found.low, found.high), "seeds"
+        if len(own) == 1:
+            interval, over = span(*own[0].accuracy[1:]), "videos"
+        spread = f"{interval} over {over}, " if interval else ""
+        seeds = f"{len(own)} seed{'' if len(own) == 1 else 's'}"
+        cells.append(f"{number(found.value)} ({spread}{seeds}; {name})")
+    return "; ".join(cells) or NOT_RUN
+
+
+def table_4(studies: Sequence[Study], evaluations: Sequence[Evaluation]) -> list[Row]:
+    """Returns the paper's Table IV: its rows, then each arm of ours at weight 1 under its row.
+
+    For each game: the paper's number; ours by the paper's measure, the best mean of 100 episodes as
+    its code counts them (per life, clipped rewards); the mean over whole games of trained agents,
+    from evaluation files.
+    """
+    games = ("Pong", "Breakout")
+    rows = []
+    for agent, printed in TABLE_IV.items():
+        own = _own_arms(agent, studies)
+        evaluated = [e for e in evaluations if _paper_agent(e) == agent]
+        for name in own or [""]:
+            row: Row = {"agent": agent if name in ("", "none") else f"{agent}: {name}"}
+            for game in games:
+                arms = own.get(name, {}).get(game, [])
+                row[f"{game}, paper"] = f"{printed[game]:g}"
+                if agent not in ("Human", "World Record"):
+                    row |= {
+                        f"{game}, same measure": _best_cells(arms) or NOT_RUN,
+                        f"{game}, whole games": _evaluated(evaluated, game, arms) or NOT_RUN,
+                    }
+            rows.append(row)
+    return rows
+
+
+def _own_arms(agent: str, studies: Sequence[Study]) -> dict[str, dict[str, list[Any]]]:
+    """Name -> game -> (study, arm) of what stands for an agent of Table IV."""
+    found: dict[str, dict[str, list[Any]]] = {}
+    several = len({study.context for study in studies if study.job == "atari"}) > 1
+    for study in studies:
+        for arm in study.arms:
+            if study.job != "atari" or PAPER_AGENTS.get(arm.key.task) != agent or not arm.runs:
+                continue
+            if arm.key.task != "none" and arm.key.weight != 1:
+                continue
+            setting = f", {arm.key.setting}" if several else ""
+            name = f"{arm.key.name}{setting}"
+            found.setdefault(name, {}).setdefault(study.where, []).append((study, arm))
+    return found
+
+
+def _paper_agent(found: Evaluation) -> str:
+    return "Random" if found.agent == "random" else PAPER_AGENTS.get(found.aux_task, found.aux_task)
+
+
+def _best_cells(arms: Sequence[tuple[Study, Arm]]) -> str | None:
+    cells = []
+    for study, arm in arms:
+        best = [r.value_at("paper_code_score_best", study.budget, "max") for r in arm.runs.values()]
+        known = [value for value in best if value is not None]
+        if known:
+            found = score_interval(known)
+            interval = span(found.low, found.high)
+            size = f"{len(known)} seed{'s' if len(known) > 1 else ''}"
+            cells.append(f"{number(found.value)} ({f'{interval}, ' if interval else ''}{size})")
+    return "; ".join(cells) or None
+
+
+def _evaluated(
+    found: Sequence[Evaluation], game: str, arms: Sequence[tuple[Study, Arm]]
+) -> str | None:
+    """Mean over agents of their mean whole-game scores; an evaluation does not know its weight."""
+    tasks = {arm.key.task for _, arm in arms}
+    own = [e for e in found if e.game == game and (not tasks or e.aux_task in tasks)]
+    if not own:
+        return None
+    value = score_interval([e.mean for e in own])
+    interval = span(value.low, value.high)
+    size = f"{len(own)} agent{'s' if len(own) > 1 else ''}, {sum(e.num for e in own)} games"
+    return f"{number(value.value)} ({f'{interval}, ' if interval else ''}{size})"
+
+
+def evaluation_rows(found: Sequence[Evaluation]) -> list[Row]:
+    """Returns one row for each evaluation of a trained agent."""
+    return [
+        {
+            "agent": each.agent, "game": each.game, "seed": each.seed, "games": each.num,
+            "epsilon": f"{each.epsilon:g}", "mean": number(each.mean),
+            "interval over games": span(each.low, each.high), "IQM over games": number(each.iqm),
+            "commit": each.commit, "file": each.source,
+        }
+        for each in found
+    ]  # fmt: skip
+
+
+class Suite:
+    """Arms over the tasks (games, data sets) that they share: what rliable's measures are made of.
+
+    Attributes:
+      name: job and context.
+      tasks: games or data sets, the second axis; the first is seeds.
+      measure: unit of the scores.
+      arms: name -> one array of scores for each task.
+      plain: name of the plain arm; None without one.
+      left_out: what could not enter, in words.
+    """
+
+    def __init__(self, studies: Sequence[Study]) -> None:
+        first = studies[0]
+        self.name = ", ".join(filter(None, [first.job, first.arms[0].key.setting]))
+        several = len(studies) > 1
+        percent = first.job in PERCENT_JOBS
+        self.left_out: list[str] = []
+        if several and not percent:
+            unknown = [s.where for s in studies if s.where not in HUMAN_AND_RANDOM]
+            if unknown:
+                self.left_out.append(f"no human score is on file for {', '.join(unknown)}")
+            studies = [s for s in studies if s.where in HUMAN_AND_RANDOM]
+        self.tasks = [study.where for study in studies]
+        normalised = len(studies) > 1 and not percent
+        self.measure = "human-normalised score" if normalised else first.measure
+        names = list(dict.fromkeys(arm.key.name for s in studies for arm in s.arms if arm.scores))
+        self.arms: dict[str, list[Any]] = {}
+        for name in names:
+            found = [next((a for a in s.arms if a.key.name == name), None) for s in studies]
+            lacking = [s.where for s, a in zip(studies, found, strict=True)
+                       if a is None or not a.scores]  # fmt: skip
+            if lacking:
+                self.left_out.append(f"{name} has no score on {', '.join(lacking)}")
+                continue
+            self.arms[name] = [
+                _normalised(np.array(list(arm.scores.values())), study.where, normalised)
+                for study, arm in zip(studies, found, strict=True)
+                if arm is not None
+            ]
+        plain = [a.key.name for s in studies for a in s.arms if a.key.is_plain]
+        self.plain = next((name for name in plain if name in self.arms), None)
+
+    def iqm(self) -> list[tuple[str, Interval]]:
+        """Returns each arm's IQM with its interval."""
+        return [(name, interquartile_mean(scores)) for name, scores in self.arms.items()]
+
+    def improvement(self) -> list[tuple[str, Interval]]:
+        """Returns each arm's probability of improvement over the plain one."""
+        if self.plain is None:
+            return []
+        return [
+            (name, probability_of_improvement(scores, self.arms[self.plain]))
+            for name, scores in self.arms.items()
+            if name != self.plain
+        ]
+
+    def rows(
+        self, iqm: Sequence[tuple[str, Interval]], improvement: Sequence[tuple[str, Interval]]
+    ) -> list[Row]:
+        """Returns one row an arm."""
+        chances = dict(improvement)
+        rows = []
+        for name, found in iqm:
+            runs = [len(scores) for scores in self.arms[name]]
+            chance = chances.get(name)
+            rows.append({
+                "arm": name,
+                "runs x tasks": f"{'/'.join(map(str, dict.fromkeys(runs)))} x {len(self.tasks)}",
+                "IQM": number(found.value),
+                "95% interval": span(found.low, found.high),
+                "P(better than plain)": number(chance.value) if chance else None,
+                "its interval": span(chance.low, chance.high) if chance else None,
+            })  # fmt: skip
+        return rows
+
+
+def make_suites(studies: Sequence[Study]) -> list[Suite]:
+    """Returns the studies by job and context; those with no score at all are left out."""
+    groups: dict[tuple[str, Any], list[Study]] = {}
+    for study in studies:
+        if any(arm.scores for arm in study.arms):
+            groups.setdefault((study.job, study.context), []).append(study)
+    suites = [Suite(group) for group in groups.values()]
+    return [suite for suite in suites if suite.arms]
+
+
+def _normalised(scores: Any, game: str, wanted: bool) -> Any:
+    if not wanted:
+        return scores
+    human, random = HUMAN_AND_RANDOM[game]
+    return (scores - random) / (human - random)
+
+
+def seed_rows(studies: Sequence[Study]) -> list[Row]:
+    """Returns one row an arm: seeds, commits, and what is odd about them."""
+    return [
+        {
+            "compared in": study.name,
+            "arm": arm.key.name,
+            "seeds run": seed_list(arm.runs) or "none",
+            "seeds compared": seed_list(arm.scores) or "none",
+            "missing seeds": seed_list(arm.missing) or None,
+            "commits": ", ".join(dict.fromkeys(c for r in arm.runs.values() for c in r.commits))
+            or None,
+            "remarks": "; ".join(arm.flags) or None,
+        }
+        for study in studies
+        for arm in study.arms
+    ]

@@ -1,0 +1,227 @@
+"""Result folders are read again as their writers wrote them: runs, experiments, sweeps, games."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayssl.claims import CLAIMS
+from rayssl.comparison import judge, make_studies, seed_list
+from rayssl.jobs import find_job
+from rayssl.results import ArmKey, Results, arm_key, read_results
+from rayssl.rllib.run_log import RunLog
+from rayssl.rllib.start import record_start
+from rayssl.sections import shown_arms, weight_curves
+from rayssl.sweeps.axes import Trial
+from rayssl.sweeps.folder import FAILED, FINISHED, STOPPED, SweepFolder
+
+START = {"command": "python ...", "commit": "abc", "started": "2026-01-01T00:00:00+00:00"}
+
+
+def write_game(folder: Path, scores: dict[int, float | None], **settings: Any) -> Path:
+    """Writes a run of experiments/atari.py with its own writers: steps -> score."""
+    log = RunLog(folder)
+    for steps, score in scores.items():
+        log.on_trial_result(1, [], None, {"env_steps": steps, "score_mean_100": score})
+    log.on_experiment_end([])
+    own = {"game": "pong", "aux_task": "none", "aux_weight": 1.0, "seed": 0, "steps": max(scores)}
+    record_start(folder, START | {"settings": own | settings})
+    return folder
+
+
+def epoch_row(task: str, weight: float, accuracy: float, **values: Any) -> dict[str, Any]:
+    """Metrics of an epoch."""
+    right = round(1000 * accuracy)
+    counts = [[right if i == j else (1000 - right) / 9 for j in range(10)] for i in range(10)]
+    return {"epoch": 1, "selected_epoch": 1, "loss": 0.5, "test_accuracy": accuracy,
+            "test_confusion": counts, "aux_task": task, "aux_weight": weight} | values  # fmt: skip
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """A sweep of MNIST's aux weight: 3 seeds of 0, 0.1 and 1; one trial failed, one never began."""
+    job = find_job("mnist")
+    folder = SweepFolder(tmp_path / "sweep", job)
+    folder.path.mkdir()
+    axes: Any = {"aux_weight": (0.0, 0.1, 1.0), "epochs": (1,)}
+    trials = []
+    for seed in range(3):
+        for group, weight in enumerate(axes["aux_weight"]):
+            settings = dataclasses.replace(
+                job.settings(), aux_task="rotation" if weight else "none", aux_weight=weight,
+                seed=seed, epochs=1,
+            )  # fmt: skip
+            trials.append(Trial(f"w{weight:g}-s{seed}", settings, group))
+    folder.add(trials, axes)
+    folder.write_sweep(START | {"settings": {}, "starts": [START]}, axes)
+    for trial in trials:
+        if trial.name == "w1-s2":
+            continue
+        own = folder.of(trial.name)
+        own.mkdir()
+        record_start(own, START | {"settings": json.loads(
+            json.dumps(dataclasses.asdict(trial.settings), default=str))})  # fmt: skip
+        folder.start(trial.name)
+        if trial.name == "w0.1-s2":
+            folder.end(trial.name, FAILED, "Traceback\nValueError: loss is nan")
+            continue
+        accuracy = 0.99 - 0.01 * trial.settings.aux_weight - 0.001 * trial.settings.seed
+        row = epoch_row(trial.settings.aux_task, trial.settings.aux_weight, accuracy)
+        job.open_log(own, trial.name, 0)(row, trial.settings)
+        folder.end(trial.name, FINISHED)
+    return folder.path
+
+
+def test_sweep_is_read_with_its_missing_and_failed_trials(sweep: Path) -> None:
+    found = read_results([sweep])
+    assert found.left_out == []
+    assert [(note.source, note.why) for note in found.notes] == [
+        (str(sweep / "w0.1-s2"), "failed: ValueError: loss is nan")
+    ]
+    (study,) = make_studies(found)
+    assert study.name == "mnist, protocol paper", "one epoch, given alone, is not varied"
+    assert [(arm.key.name, sorted(arm.scores), arm.missing) for arm in study.arms] == [
+        ("none", [0, 1, 2], ()),
+        ("rotation, weight 0.1", [0, 1], (2,)),
+        ("rotation, weight 1", [0, 1], (2,)),
+    ]
+    assert study.arms[2].scores == pytest.approx({0: 98.0, 1: 97.9})
+
+
+def test_weights_are_compared_with_weight_0_seed_by_seed(sweep: Path) -> None:
+    (study,) = make_studies(read_results([sweep]))
+    (curve,) = weight_curves(study)
+    assert (curve.name, list(curve.weights)) == ("rotation", [0, 0.1, 1])
+    assert curve.gains[0] is None
+    gains = [gain for gain in curve.gains if gain is not None]
+    assert [gain.value for gain in gains] == pytest.approx([-0.1, -1.0])
+    # Means over all seeds differ by -0.05 and -0.95: weight 0 has a third, lower one.
+
+
+def test_sweep_of_a_job_without_a_reader_is_read_from_its_table(sweep: Path) -> None:
+    saved = json.loads((sweep / "sweep.json").read_text())
+    (sweep / "sweep.json").write_text(json.dumps(saved | {"job": "bigan"}))
+    (study,) = make_studies(read_results([sweep]))
+    assert (study.job, study.budget, study.unit) == ("bigan", 1, "epochs")
+    assert study.arms[0].scores == pytest.approx({0: 0.99, 1: 0.989, 2: 0.988})
+
+
+def test_sweep_of_another_layout_is_left_out(sweep: Path) -> None:
+    saved = json.loads((sweep / "sweep.json").read_text())
+    (sweep / "sweep.json").write_text(json.dumps(saved | {"version": 2}))
+    found = read_results([sweep])
+    assert found.is_empty
+    assert [line.why for line in found.left_out] == ["sweep.json has layout 2, this reads 1"]
+
+
+def test_trial_that_the_scheduler_stopped_is_noted(sweep: Path) -> None:
+    folder = sweep / "trials.csv"
+    folder.write_text(folder.read_text().replace("w0-s0,finished", f"w0-s0,{STOPPED}"))
+    notes = read_results([sweep]).notes
+    assert [note.why for note in notes][0] == "stopped: ended early by the scheduler"
+
+
+def test_games_are_compared_at_the_steps_of_the_shortest_finished_run(tmp_path: Path) -> None:
+    write_game(tmp_path / "a", {1000: -21, 2000: -20, 3000: -5})
+    write_game(tmp_path / "b", {1000: -19, 2000: -18}, aux_task="rotation")
+    write_game(tmp_path / "c", {1000: -17}, aux_task="rotation", seed=1, steps=9000)
+    (study,) = make_studies(read_results([tmp_path]))
+    assert (study.budget, study.name) == (2000, "Pong, network nature")
+    plain, rotation = study.arms
+    assert plain.scores == {0: -20.0}
+    assert rotation.scores == {0: -18.0}
+    assert rotation.flags == ("seed 1 unfinished: 1,000 of 9,000 steps",
+                              "seeds differ in steps: 2000 / 9000")  # fmt: skip
+    assert study.flags == ("steps: 3000 / 2000 / 9000",)
+
+
+def test_commits_and_settings_that_differ_within_an_arm_are_flagged(tmp_path: Path) -> None:
+    write_game(tmp_path / "a", {1000: 1})
+    other = write_game(tmp_path / "b", {1000: 1}, seed=1, lr=1e-4)
+    record_start(other, START | {"settings": {"game": "pong", "aux_task": "none", "seed": 1,
+                                 "steps": 1000, "lr": 1e-4}, "commit": "def-dirty"})  # fmt: skip
+    (study,) = make_studies(read_results([tmp_path]))
+    assert study.arms[0].flags == (
+        "2 commits: abc, def-dirty",
+        "uncommitted changes: def-dirty",
+        "seeds differ in lr: 0.0002 / 0.0001",
+    )
+
+
+def test_networks_are_never_compared_with_each_other(tmp_path: Path) -> None:
+    write_game(tmp_path / "a", {1000: 1})
+    write_game(tmp_path / "b", {1000: 1}, aux_task="permutation", network="paper-code")
+    studies = make_studies(read_results([tmp_path]))
+    assert [study.name for study in studies] == ["Pong, network nature", "Pong, network paper-code"]
+    assert studies[1].plain_of(studies[1].arms[0]) is None
+    assert studies[1].gain(studies[1].arms[0]) is None
+
+
+def test_run_that_was_not_resumed_has_no_score_before_a_game_ended(tmp_path: Path) -> None:
+    write_game(tmp_path / "a", {1000: None, 2000: None})
+    (study,) = make_studies(read_results([tmp_path]))
+    assert study.arms[0].scores == {}
+    assert study.arms[0].flags == ("seed 0 has no score: no whole game yet",)
+
+
+def test_claim_about_almost_doubling_is_judged_against_one_and_a_half(tmp_path: Path) -> None:
+    for seed, (plain, treated) in enumerate([(10, 15.4), (10, 15.2), (10, 15.3)]):
+        for task, score in (("none", plain), ("permutation-6", treated)):
+            write_game(tmp_path / f"{task}{seed}", {1000: score}, aux_task=task, seed=seed,
+                       game="breakout")  # fmt: skip
+    studies = make_studies(read_results([tmp_path]))
+    claim = next(claim for claim in CLAIMS if "doubles" in claim.text)
+    (finding,) = judge(claim, studies)
+    assert finding.difference is not None
+    assert finding.difference.mean == pytest.approx(0.3)
+    assert finding.verdict == "supported"
+    assert judge(CLAIMS[0], studies)[0].verdict == "undecided"
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "setting"),
+    [
+        ({"aux_task": "none"}, "none", "network nature"),
+        ({"aux_weight": 0.0, "aux_every": 4}, "permutation, weight 0", "network nature"),
+        ({}, "permutation, weight 1", "network nature"),
+        ({"aux_every": 4, "schedule": "joint", "aux_weight": 0.5},
+         "permutation, weight 0.5, every 4, joint", "network nature"),
+        ({"optimizers": "separate", "network": "paper-code", "pretrain_updates": 9},
+         "permutation, weight 1, pretrained for 9, optimizers separate", "network paper-code"),
+    ],
+)  # fmt: skip
+def test_arm_is_named_by_what_is_unusual(settings: dict[str, Any], name: str, setting: str) -> None:
+    usual = {"game": "pong", "aux_task": "permutation", "aux_weight": 1, "network": "nature"}
+    key = arm_key("atari", usual | settings)
+    assert (key.name, key.setting) == (name, setting)
+
+
+def test_setting_that_a_sweep_varied_parts_what_is_compared() -> None:
+    usual = {"dataset": "mnist", "aux_task": "none", "protocol": "strict", "lr": 0.5, "seed": 3}
+    key = arm_key("mnist", usual, ["aux_weight", "lr", "seed"])
+    assert key == ArmKey("mnist", "mnist", (("protocol", "strict"), ("lr", 0.5)),
+                         (("aux_task", "none"),))  # fmt: skip
+
+
+def test_figures_show_the_plain_arm_weight_1_and_the_best_of_many(tmp_path: Path) -> None:
+    for i in range(12):
+        task = "rotation" if i else "none"
+        write_game(tmp_path / str(i), {1000: i}, aux_task=task, aux_weight=float(i))
+    (study,) = make_studies(read_results([tmp_path]))
+    assert [arm.key.weight for arm in shown_arms(study)] == [0, 1, 6, 7, 8, 9, 10, 11]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "text"),
+    [([0, 1, 2, 3], "0-3"), ([4, 0, 1], "0, 1, 4"), ([7], "7"), ([], ""), ([1, 3, 4, 5], "1, 3-5")],
+)
+def test_seeds_are_listed_as_people_do(seeds: list[int], text: str) -> None:
+    assert seed_list(seeds) == text
+
+
+def test_folder_given_twice_counts_once(tmp_path: Path) -> None:
+    folder = write_game(tmp_path / "a", {1000: 1})
+    found: Results = read_results([folder, tmp_path, folder])
+    assert (len(found.runs), found.left_out) == (1, [])
