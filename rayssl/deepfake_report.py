@@ -65,7 +65,8 @@ def load_scores(path: Path) -> CropScores:
       ValueError: if the file is damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # Opened here: np.load leaves a file open that is no archive.
+        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
             return CropScores(**{name: arrays[name] for name in CropScores._fields})
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
