@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import (
     BATCH_SIZE,
@@ -24,6 +25,7 @@ from benchmarks.measure import (
     Figures,
     Meter,
     Turn,
+    milliseconds,
 )
 from rayssl.envs.atari import AtariSettings, make_vector_env
 from rayssl.losses import double_q_td_error, td_loss
@@ -93,6 +95,30 @@ def batches(states: np.ndarray, num_actions: int, rng: np.random.Generator) -> C
     return draw
 
 
+def arithmetic(threads: int) -> dict[str, Any]:
+    """Returns what the network's arithmetic alone allows on this machine.
+
+    Returns:
+      dtype: of the convolutions and large layers; gflop_per_update: a TD update's; gflop_per_s: of
+      this machine, multiplying two matrices of 1024 x 1024 in that dtype on `threads` threads, the
+      best of 20; env_steps_per_s: as many as these two allow at one update per 4 steps. No program
+      that does this work can pass it, but one whose convolutions need fewer multiplications.
+    """
+    states = np.zeros((2 * BATCH_SIZE, *SHAPE[1:], SHAPE[0]), np.uint8)
+    agent = Agent(num_actions=4, compile_it=False)
+    gflop = agent.gflop_of_update(batches(states, 4, np.random.default_rng(0))())
+    dtype, before = resolve_dtype("auto", torch.device("cpu")), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    a, b = torch.randn(2, 1024, 1024).to(dtype)
+    seconds = min(milliseconds(lambda: a @ b, 1) for _ in range(20)) / 1e3
+    torch.set_num_threads(before)
+    per_s = 2 * 1024**3 / seconds / 1e9
+    return {
+        "dtype": str(dtype).removeprefix("torch."), "gflop_per_update": gflop,
+        "gflop_per_s": per_s, "env_steps_per_s": per_s / gflop * STEPS_PER_UPDATE,
+    }  # fmt: skip
+
+
 class Agent:
     """A dueling double Q-network, its target and its Adam."""
 
@@ -125,6 +151,16 @@ class Agent:
         with torch.no_grad():
             actions: np.ndarray = self._greedy(torch.from_numpy(obs)).numpy()
         return actions
+
+    def gflop_of_update(self, batch: Batch) -> float:
+        """Returns the arithmetic of one update without clipping and Adam, 1e9 operations.
+
+        A multiplication and its addition are two. Counted as PyTorch runs it, uncompiled.
+        """
+        with FlopCounterMode(display=False) as counter:
+            self._td_loss(self._target, *batch).backward()
+        self._adam.zero_grad(set_to_none=True)
+        return counter.get_total_flops() / 1e9
 
     def _td_loss(
         self,

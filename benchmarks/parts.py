@@ -47,7 +47,7 @@ from rayssl.rllib.config import AuxDQNConfig
 from rayssl.rllib.env_runner import AtariEnvRunner, Rollout
 from rayssl.rllib.resources import ensure_auth_token
 
-PARTS = ("runner", "intake", "updates", "weights")
+PARTS = ("runner", "intake", "updates", "weights", "points")
 TASKS = ("none", "permutation")
 FRAMES_PER_STEP = 4
 ROWS_BEFORE_UPDATES = 2_000  # of real play in the replay, so that the aux tasks have labels
@@ -67,6 +67,8 @@ class Settings:
     """Parts to measure, separated by commas."""
     runners: int = 2
     """Stand-in runners that feed the intake."""
+    workers: tuple[int, ...] = (0, 1, 2)
+    """Numbers of workers of the whole trainings that `points` measures."""
     json: Path | None = None
     """File for all figures: a list with one object a row."""
     threads: int | None = None
@@ -185,6 +187,31 @@ def td_updates_per_s(algo: AuxDQN, seconds: float) -> float:
     return (algo._counts["td_updates"] - updates) / (time.perf_counter() - start)
 
 
+def make_point(settings: Settings, workers: int) -> AuxDQN:
+    """Returns a whole training with so many workers, past its compiling."""
+    config = make_config(settings, runners=workers)
+    left = usable_cores() - workers
+    config.training(
+        learning_starts_steps=ROWS_BEFORE_UPDATES, steps_per_iteration=200,
+        learner_threads=settings.threads or max(1, left),
+    )  # fmt: skip
+    algo: AuxDQN = config.build_algo()
+    while algo._counts["td_updates"] < MAX_UPDATES_A_CALL:
+        algo.train()
+    return algo
+
+
+def env_steps_per_s(settings: Settings, workers: int) -> float:
+    """Returns the agent steps per second of a whole training with so many workers."""
+    algo = make_point(settings, workers)
+    start, steps = time.perf_counter(), algo._env_steps
+    while time.perf_counter() - start < settings.seconds:
+        algo.train()
+    rate = (algo._env_steps - steps) / (time.perf_counter() - start)
+    algo.stop()
+    return rate
+
+
 def weights_set_ms(algo: AuxDQN, runner: AtariEnvRunner) -> float:
     """Returns the ms in which a runner fetches pushed weights from the object store and casts."""
 
@@ -213,6 +240,9 @@ def measurements(settings: Settings, wanted: Sequence[str]) -> dict[str, Callabl
     if "weights" in wanted:
         made["push"] = lambda: milliseconds(feeder._push_weights, 20)
         made["set"] = lambda: weights_set_ms(feeder, runner)
+    if "points" in wanted:
+        for workers in settings.workers:
+            made[f"point {workers}"] = partial(env_steps_per_s, settings, workers)
     return made
 
 
@@ -235,6 +265,9 @@ def table_rows(figures: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
     for name, meaning in (("push", "get_state and ray.put"), ("set", "ray.get and set_state")):
         if name in figures:
             yield row(f"weights, {name}", figures[name], f"ms, {meaning}")
+    for name, rates in figures.items():
+        if name.startswith("point "):
+            yield row(f"whole training, {name[6:]} workers", rates, "env steps/s")
     if not steps:
         return
     for task in TASKS:

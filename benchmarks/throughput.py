@@ -397,11 +397,17 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         print(json.dumps(measure_here(settings.measure, turn)), flush=True)
         return []
     facts = run_facts(settings) | {"threads": threads, "work": " ".join((__doc__ or "").split())}
+    limit = facts["arithmetic"] = bare_limit.arithmetic(threads)
     rows = measure_all(names, settings, threads)
     add_ratios(rows)
     for row in rows:
         row["run"] = facts
     report(rows, COLUMNS, settings.json)
+    print(
+        f"arithmetic: {limit['gflop_per_update']:.2f} GFLOP a TD update, {limit['gflop_per_s']:.0f}"
+        f" GFLOP/s of {limit['dtype']} matrix products here: {limit['env_steps_per_s']:.0f} env "
+        "steps/s at most"
+    )
     if any("failed" in row for row in rows):
         raise SystemExit(1)
     return rows

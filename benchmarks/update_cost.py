@@ -2,9 +2,11 @@
 
     python benchmarks/update_cost.py --json benchmarks/results/update_cost.json
 
-Compiled, channels_last, bfloat16 where the CPU has it, batch 32, Nature trunk; in one process, the
-parts taking turns. To check: aux update <= 0.65 of a TD update; TD and aux 1:1 <= 1.7 times TD
-alone. Ratios are taken within a turn, where both sides met the same machine.
+Compiled, channels_last, bfloat16 where the hardware has it, batch 32, Nature trunk; in one process,
+the parts taking turns. To check: aux update <= 0.65 of a TD update; TD and aux 1:1 <= 1.7 times TD
+alone. Ratios are taken within a turn, where both sides met the same machine. On a GPU:
+
+    python benchmarks/update_cost.py --gpu --batch-size 256 --updates 2000
 """
 
 import dataclasses
@@ -34,6 +36,7 @@ from benchmarks.measure import (
     turn_about,
     usable_cores,
 )
+from rayssl.cli import refuse
 from rayssl.envs.atari import AtariSettings, action_set, make_vector_env
 from rayssl.rllib.config import AuxDQNConfig
 from rayssl.rllib.learner import AuxDQNLearner
@@ -41,7 +44,7 @@ from rayssl.rllib.learner import AuxDQNLearner
 logging.getLogger("ray").setLevel(logging.ERROR)  # a page about API stacks at every start
 TASKS = ("permutation", "rotation")
 UPDATES_A_CALL = 8  # as the algorithm asks for where many are due
-COLUMNS = ("name", "ms", "ratio_to_td", "claim")
+COLUMNS = ("name", "ms", "updates_per_s", "ratio_to_td", "claim")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +63,18 @@ class Settings:
     """Seeds weights, states and draws."""
     compile: bool = True
     """torch.compile the losses."""
+    batch_size: int = BATCH_SIZE
+    """Transitions in an update."""
+    gpu: bool = False
+    """Update on a GPU, and keep the batches there."""
 
 
-def make_learner(task: str | None, threads: int, seed: int, compile_it: bool) -> AuxDQNLearner:
+def make_learner(task: str | None, threads: int, settings: Settings) -> AuxDQNLearner:
     """Returns a learner with the algorithm's default settings, on Breakout's 4 actions."""
     config = AuxDQNConfig().environment(GAME).auxiliary(task=task, cosine_every=0)
-    config.training(compile_learner=compile_it, learner_threads=threads)
-    config.debugging(seed=seed)
+    config.training(compile_learner=settings.compile, learner_threads=threads)
+    config.learners(num_gpus_per_learner=int(settings.gpu))
+    config.debugging(seed=settings.seed)
     config.validate()
     spec = config.get_default_rl_module_spec()
     spec.observation_space = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
@@ -77,11 +85,13 @@ def make_learner(task: str | None, threads: int, seed: int, compile_it: bool) ->
     return learner
 
 
-def make_batch(updates: int, seed: int) -> MultiAgentBatch:
+def make_batch(updates: int, settings: Settings) -> MultiAgentBatch:
     """Returns `updates` minibatches of real states, which the tasks can label."""
-    rng = np.random.default_rng(seed)
-    rows = updates * BATCH_SIZE
-    states = real_states(2 * rows, seed)
+    rng = np.random.default_rng(settings.seed)
+    rows = updates * settings.batch_size
+    states = torch.from_numpy(real_states(2 * rows, settings.seed))
+    if settings.gpu:  # as with --replay-device learner
+        states = states.cuda()
     columns = {
         "obs": states[:rows],
         "new_obs": states[rows:],
@@ -111,8 +121,8 @@ def parts(settings: Settings, threads: int) -> dict[str, Callable[[], float]]:
 
     Every part has run, and is compiled, when this returns.
     """
-    batch, few = make_batch(UPDATES_A_CALL, settings.seed), make_batch(1, settings.seed)
-    obs = torch.from_numpy(few[DEFAULT_MODULE_ID]["obs"])
+    batch = make_batch(UPDATES_A_CALL, settings)
+    observations = list(batch[DEFAULT_MODULE_ID]["obs"].split(settings.batch_size))
     calls = max(1, settings.updates // UPDATES_A_CALL)
 
     def slots(learner: AuxDQNLearner) -> Callable[[], float]:
@@ -125,15 +135,16 @@ def parts(settings: Settings, threads: int) -> dict[str, Callable[[], float]]:
     def aux_alone(learner: AuxDQNLearner) -> Callable[[], float]:
         def updates() -> None:
             learner._stats.clear()  # what `update` does at its start
-            for _ in range(UPDATES_A_CALL):
-                learner._aux_update(obs)
+            labels = learner._labels_of(observations)
+            for obs, of_obs in zip(observations, labels, strict=True):
+                learner._aux_update(obs, of_obs)
             learner._reduced_stats()
 
         return lambda: milliseconds(updates, calls) / UPDATES_A_CALL
 
-    made = {"td": slots(make_learner(None, threads, settings.seed, settings.compile))}
+    made = {"td": slots(make_learner(None, threads, settings))}
     for task in TASKS:
-        learner = make_learner(task, threads, settings.seed, settings.compile)
+        learner = make_learner(task, threads, settings)
         made[f"td+{task} 1:1"] = slots(learner)
         made[f"aux {task}"] = aux_alone(learner)
     return made
@@ -150,6 +161,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Measures, prints a table, and returns the rows that it saves."""
     settings = tyro.cli(Settings, args=argv)
     threads = settings.threads or usable_cores()
+    if settings.gpu and not torch.cuda.is_available():
+        refuse("--gpu needs a GPU that PyTorch can use, and there is none. Leave it out.")
     facts = run_facts(settings) | {"threads": threads}
     figures = turn_about(parts(settings, threads), settings.repeats)
     rows = []
@@ -157,8 +170,9 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         ratios = [value / td for value, td in zip(values, figures["td"], strict=True)]
         rows.append(
             {
-                "name": name, "ms": spread(values), "ratio_to_td": spread(ratios),
-                "claim": claim(name), "run": facts,
+                "name": name, "ms": spread(values),
+                "updates_per_s": spread([1e3 / value for value in values]),
+                "ratio_to_td": spread(ratios), "claim": claim(name), "run": facts,
             }
         )  # fmt: skip
     report(rows, COLUMNS, settings.json)

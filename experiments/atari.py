@@ -30,23 +30,39 @@ from rayssl.jobs.atari import build_config, check_run
 from rayssl.metrics import TABLE_IV
 from rayssl.presets import AtariRun
 from rayssl.replay import check_memory
-from rayssl.report import markdown_table, plot_learning_curves, read_run
+from rayssl.report import markdown_table, plot_learning_curves, read_run, time_shares
 from rayssl.rllib.algorithm import AuxDQN
-from rayssl.rllib.checkpoint import MANIFEST, MODEL_SETTINGS, damage, newest_whole_checkpoint
+from rayssl.rllib.checkpoint import (
+    MANIFEST,
+    MODEL_SETTINGS,
+    damage,
+    hidden_code,
+    newest_whole_checkpoint,
+)
 from rayssl.rllib.config import AuxDQNConfig
 from rayssl.rllib.resources import (
+    HEAD_NODE,
     check_runner_memory,
     fit_runner_cpus,
     free_resources,
     total_cpus,
 )
 from rayssl.rllib.run_log import LiveLine, RunLog
-from rayssl.rllib.start import ray_address, record_start, start_ray
+from rayssl.rllib.start import check_shared, ray_address, record_start, start_ray
 from rayssl.rllib.stopping import StopAtSteps, stop_on_signals
 from rayssl.tasks import make_task
 
 logging.getLogger("ray.rllib").setLevel(logging.ERROR)  # a page about API stacks at every start
 UNFINISHED = 75  # exit code: run the same command with --resume to go on
+
+
+def check_gpu(run: AtariRun) -> None:
+    """Raises ValueError for options that need a GPU where none is asked for."""
+    if run.replay_device == "learner" and not run.num_gpus:
+        raise ValueError(
+            "--replay-device learner keeps frames in a GPU's memory: pass --num-gpus 1, or leave "
+            "it out."
+        )
 
 
 def go_on(run: AtariRun, folder: Path, config: AuxDQNConfig) -> int:
@@ -61,6 +77,8 @@ def go_on(run: AtariRun, folder: Path, config: AuxDQNConfig) -> int:
             )
         print(f"{folder} has no whole checkpoint: starting over", flush=True)
         return 0
+    if code := hidden_code(checkpoint):
+        raise ValueError(f"{checkpoint} is refused, as reading it would run code: {code}.")
     steps = int(json.loads((checkpoint / MODEL_SETTINGS).read_text())["env_steps"])
     if steps >= run.steps:
         raise ValueError(f"{folder} has {steps} steps already. Pass --steps above that to go on.")
@@ -70,24 +88,41 @@ def go_on(run: AtariRun, folder: Path, config: AuxDQNConfig) -> int:
 
 
 def place(config: AuxDQNConfig, run: AtariRun, local: bool) -> str | None:
-    """Sets CPUs and threads to what the cluster has; returns a line if workers share cores."""
+    """Sets CPUs, threads and nodes to what the cluster has; returns a line if workers share cores.
+
+    On a cluster the runners spread over the nodes. The learner goes to the head if that has the
+    CPUs and GPUs for it, so that a lost node takes runners along and never the run; else to where
+    there is room.
+    """
     nodes = free_resources()
-    cores = max(int(node.get("CPU", 0)) for node in nodes)
-    rest = cores - run.num_workers if local else 1
-    cpus = run.learner_cpus or max(1, min(8, rest))
+    gpus = {"GPU": config.num_gpus_per_learner}
+    learners = [{"CPU": 1, **gpus}] * run.num_learners
+    main_gpus = {} if learners else gpus
+    home = max(nodes, key=lambda node: node.get("CPU", 0), default={})
+    head = next((node for node in nodes if HEAD_NODE in node), {})
+    on_head = head.get("CPU", 0) >= max(1, run.learner_cpus or 1) and all(
+        head.get(name, 0) >= amount for name, amount in main_gpus.items()
+    )
+    home = head if on_head else home
+    rest = sum(node.get("CPU", 0) for node in nodes) - run.num_workers
+    cpus = run.learner_cpus or int(max(1, min(8, home.get("CPU", 0), rest)))
     config.num_cpus_for_main_process = cpus
     # Two threads that share a core with runners wait for each other at every barrier.
     config.learner_threads = cpus
-    gpus = {"GPU": config.num_gpus_per_learner}
-    learners = [{"CPU": 1, **gpus}] * run.num_learners
+    if not local:
+        config.placement_strategy = "SPREAD"
+        config.custom_resources_for_main_process = {HEAD_NODE: 0.001} if on_head else {}
     fit = fit_runner_cpus(
-        run.num_workers, main_bundle={"CPU": cpus} | ({} if learners else gpus),
+        run.num_workers,
+        main_bundle={"CPU": cpus} | main_gpus | config.custom_resources_for_main_process,
         learner_bundles=learners, nodes=nodes, total_cpus=total_cpus(),
+        strategy=config.placement_strategy,
     )  # fmt: skip
     config.num_cpus_per_env_runner = fit.cpus_per_runner
     if local:
         check_runner_memory(run.num_workers)
-        check_memory(run.replay_capacity, (run.frame_size, run.frame_size), run.prioritized)
+        if run.replay_device == "host":
+            check_memory(run.replay_capacity, (run.frame_size, run.frame_size), run.prioritized)
     return fit.message
 
 
@@ -138,8 +173,8 @@ def summarise(run: AtariRun, folder: Path, checkpoint: Path | None) -> dict[str,
         "minutes": last["wall_s"] / 60,
     }  # fmt: skip
     print("\n" + markdown_table([row]))
-    times = {k.removeprefix("time_"): last[k] for k in rows if k.startswith("time_")}
-    print("time: " + ", ".join(f"{k} {v:.0%}" for k, v in times.items() if v == v))
+    parts = time_shares(rows).items()
+    print("time: " + ", ".join(f"{part} {share:.1%}" for part, share in parts))
     print(f"curve: {curve}\nlogs: {folder} (tensorboard --logdir {folder / 'tb'})")
     print(f"checkpoint: {checkpoint or 'none'}", flush=True)
     return row
@@ -153,6 +188,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         name = run.name or f"{rom_id(run.game)}-{run.aux_task}-s{run.seed}"
         folder = run.resume.resolve() if run.resume else run.results_dir / name
         check_run(run)
+        check_gpu(run)
         config = build_config(run)
         resumed_at = 0
         if run.resume:
@@ -167,6 +203,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         started_here = not ray.is_initialized()
         if started_here:
             start_ray(address)
+        check_shared(folder)
         message = place(config, run, local)
     except (ValueError, OSError, MemoryError) as error:
         remove_empty(made)

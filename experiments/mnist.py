@@ -9,7 +9,6 @@ confusions 2/5 and 6/9, the pretext accuracy of each digit, and Figure 8 (PNG).
 """
 
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -23,24 +22,23 @@ if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # else Ray leaves the token out; read on import
 
 import ray
-import tyro
-from ray import tune
 
 from rayssl.classification_report import classification_report, plot_classification
-from rayssl.cli import check_writable, provenance, refuse, remove_empty
+from rayssl.cli import (
+    check_writable,
+    experiment_folder,
+    parse_experiment,
+    provenance,
+    refuse,
+    remove_empty,
+)
 from rayssl.data import ImageSplits, load_dataset
 from rayssl.report import read_epochs
-from rayssl.rllib.resources import free_resources
-from rayssl.rllib.start import ray_address, record_start, start_ray
-from rayssl.rllib.stopping import StopWhenAsked, stop_on_signals
+from rayssl.rllib.resources import check_trial_fits
+from rayssl.rllib.start import check_shared, ray_address, record_start, start_ray
+from rayssl.rllib.stopping import stop_on_signals
 from rayssl.tasks import make_task
-from rayssl.trainables import (
-    EpochLog,
-    ImageClassifier,
-    newest_checkpoint,
-    settings_of,
-    trial_name,
-)
+from rayssl.trainables import CLASSIFICATION, pending, run_trials, trial_name
 from rayssl.training import AuxCopies, ClassifierSettings, ComputeDtype
 
 UNFINISHED = 75  # exit code: run the same command with --resume to go on
@@ -62,6 +60,8 @@ class MnistRun:
     """Number of seeds: 0, 1, ..."""
     epochs: int = ClassifierSettings.epochs
     """Passes over the training images."""
+    train_images: int | None = ClassifierSettings.train_images
+    """Train on the first so many images only; default: all. The test set stays whole."""
     batch_size: int = ClassifierSettings.batch_size
     """Images an update."""
     lr: float = ClassifierSettings.lr
@@ -89,37 +89,8 @@ class MnistRun:
 
 
 def parse(argv: Sequence[str] | None = None) -> MnistRun:
-    """Returns the settings of a command line; with --resume those that the folder was started with.
-
-    Raises:
-      SystemExit: after --help, or with code 2 for an unknown option or value.
-      ValueError: if a resumed experiment is asked to change, or its settings.json is damaged.
-      FileNotFoundError: if the folder to resume holds no settings.json.
-    """
-    run = tyro.cli(MnistRun, args=argv)
-    if run.resume is None:
-        return run
-    path = run.resume / "settings.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{run.resume} is not the folder of an experiment: no {path.name}.")
-    try:
-        values = dict(json.loads(path.read_text())["settings"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}). Start anew with --name.") from error
-    known = {f.name for f in dataclasses.fields(MnistRun)}
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known}
-    values |= {k: Path(values[k]) for k in ("data_dir", "results_dir") if values.get(k)}
-    saved = MnistRun(**values | {"resume": run.resume})
-    again = tyro.cli(MnistRun, args=argv, default=saved)
-    may_differ = {"address", "data_dir", "results_dir"}
-    for field in dataclasses.fields(MnistRun):
-        old, new = getattr(saved, field.name), getattr(again, field.name)
-        if old != new and field.name not in may_differ:
-            raise ValueError(
-                f"{run.resume} was started with {field.name} {old}, got {new}. A resumed "
-                "experiment keeps its settings; start another one with --name."
-            )
-    return again
+    """Returns the settings of a command line: see `rayssl.cli.parse_experiment`."""
+    return parse_experiment(MnistRun, argv)
 
 
 def trials(run: MnistRun) -> list[dict[str, Any]]:
@@ -144,64 +115,13 @@ def trials(run: MnistRun) -> list[dict[str, Any]]:
                     settings = ClassifierSettings(
                         protocol=protocol, aux_task=task, aux_weight=weight, seed=seed,
                         aux_copies=None if task == "none" else run.aux_copies,
-                        epochs=run.epochs, batch_size=run.batch_size, lr=run.lr,
-                        compute_dtype=run.compute_dtype,
+                        epochs=run.epochs, train_images=run.train_images,
+                        batch_size=run.batch_size, lr=run.lr, compute_dtype=run.compute_dtype,
                     )  # fmt: skip
                     settings.check()
                     config = dataclasses.asdict(settings) | {"num_cpus": run.num_cpus}
                     found[trial_name(config)] = config
     return list(found.values())
-
-
-def pending(folder: Path, configs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the configs of trials that have not finished, each with its newest checkpoint."""
-    rows = read_epochs(folder)
-    left = [
-        config
-        for config in configs
-        if len([row for row in rows if row["trial"] == trial_name(config)]) < config["epochs"]
-    ]
-    for config in left:
-        checkpoint = newest_checkpoint(folder, trial_name(config))
-        config["restore_from"] = str(checkpoint.resolve()) if checkpoint else None
-    return left
-
-
-def train(run: MnistRun, folder: Path, configs: list[dict[str, Any]], data: Any) -> tune.ResultGrid:
-    """Runs these trials through Tune, as many at once as there is room for."""
-    return tune.Tuner(
-        tune.with_resources(
-            tune.with_parameters(ImageClassifier, data=data),
-            {"CPU": run.num_cpus, **({"GPU": run.num_gpus} if run.num_gpus else {})},
-        ),
-        param_space={"trial": tune.grid_search(configs)},
-        tune_config=tune.TuneConfig(
-            trial_dirname_creator=lambda t: f"{trial_name(settings_of(t.config))}_{t.trial_id}"
-        ),
-        run_config=tune.RunConfig(
-            name=folder.name,
-            storage_path=str(folder.parent.resolve()),
-            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, num_to_keep=1),
-            failure_config=tune.FailureConfig(max_failures=2),
-            stop=StopWhenAsked(),
-            callbacks=[EpochLog(folder, len(configs))],
-            verbose=0,
-        ),
-    ).fit()
-
-
-def check_resources(run: MnistRun) -> None:
-    """Raises ValueError if no node has room for one trial: Ray would wait for ever."""
-    nodes = free_resources()
-    if any(
-        node.get("CPU", 0) >= run.num_cpus and node.get("GPU", 0) >= run.num_gpus for node in nodes
-    ):
-        return
-    most = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
-    raise ValueError(
-        f"A trial needs {run.num_cpus} CPUs and {run.num_gpus:g} GPUs on one node, the largest has "
-        f"{most.get('CPU', 0):g} and {most.get('GPU', 0):g} free. Lower --num-cpus or --num-gpus."
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> str:
@@ -210,23 +130,15 @@ def main(argv: Sequence[str] | None = None) -> str:
     try:
         run = parse(argv)
         configs = trials(run)
-        folder = run.resume or run.results_dir / (run.name or run.dataset)
-        if run.name is not None and (Path(run.name).name != run.name or run.name == ".."):
-            raise ValueError(
-                f"--name must be a plain folder name, got '{run.name}'. See --results-dir."
-            )
-        if run.resume is None and (folder / "settings.json").exists():
-            raise FileExistsError(
-                f"{folder} holds an experiment already. Go on with --resume {folder}, or choose "
-                "--name."
-            )
+        folder = run.resume or experiment_folder(run.results_dir, run.name, run.dataset)
         data = load_dataset(run.dataset, run.data_dir, verify=run.verify)
         check_trainable(data, configs)
         made = check_writable(folder)
-        left = pending(folder, configs)
+        left = pending(read_epochs(folder), folder, configs, CLASSIFICATION)
         if left:
             start_ray(ray_address(run.address))
-            check_resources(run)
+            check_shared(folder)
+            check_trial_fits(run.num_cpus, run.num_gpus)
     except (ValueError, OSError) as error:
         remove_empty(made)
         refuse(error)
@@ -235,16 +147,17 @@ def main(argv: Sequence[str] | None = None) -> str:
         record_start(folder, provenance(dataclasses.replace(run, resume=None)))
         print(f"{run.dataset}: {len(left)} of {len(configs)} trials to run -> {folder}", flush=True)
         stop_on_signals("stopping; every trial keeps its last whole epoch")
-        for result in train(run, folder, left, data):
-            if result.error is not None:
-                last_line = str(result.error).strip().splitlines()[-1]
-                failed.append(f"{trial_name(settings_of(result.config))} failed: {last_line}")
+        failed = run_trials(
+            CLASSIFICATION, folder, left, data, num_cpus=run.num_cpus, num_gpus=run.num_gpus
+        )
         ray.shutdown()
     return finish(run, folder, configs, failed)
 
 
 def check_trainable(data: ImageSplits, configs: list[dict[str, Any]]) -> None:
-    """Raises ValueError for a task that cannot take these images, before any trial starts."""
+    """Raises ValueError for what these images cannot serve, before any trial starts."""
+    for count in {config["train_images"] for config in configs}:
+        data.first(count)
     for task in {config["aux_task"] for config in configs} - {"none"}:
         make_task(task).every_class(data.train_x[:1])
 
@@ -252,7 +165,7 @@ def check_trainable(data: ImageSplits, configs: list[dict[str, Any]]) -> None:
 def finish(run: MnistRun, folder: Path, configs: list[dict[str, Any]], failed: list[str]) -> str:
     """Writes and prints tables and figure of all epochs so far; exits with 1 or 75 if some miss."""
     rows = read_epochs(folder)
-    left = len(pending(folder, configs))
+    left = len(pending(rows, folder, configs, CLASSIFICATION))
     if rows:
         report = classification_report(rows, dataset=run.dataset)
         (folder / "report.md").write_text(report + "\n")

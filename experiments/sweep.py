@@ -42,6 +42,7 @@ from rayssl.sweeps.axes import (
     end_points,
     grid_points,
     parse_axis,
+    settable,
     trials_of_points,
     varied,
 )
@@ -161,6 +162,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[SweepRun, dict[str, Any] |
 def split_words(words: Sequence[str], job: str | None) -> tuple[list[str], tuple[str, ...]]:
     """Returns the words that are the sweep's own options, and the job's settings of the others."""
     own = {f.name for f in dataclasses.fields(SweepRun)} - {"set"}
+    kinds = settable(find_job(job)) if job else {}
     rest: list[str] = []
     settings: dict[str, list[str]] = {}
     into = rest
@@ -174,6 +176,9 @@ def split_words(words: Sequence[str], job: str | None) -> tuple[list[str], tuple
             into.append(word)
         elif job is None:
             raise ValueError(f"Name the job before {word}: {', '.join(available_jobs())}.")
+        elif field.startswith("no_") and kinds.get(field[3:]) is bool:
+            into = settings.setdefault(field[3:], [])
+            into.append("false")
         else:
             into = settings.setdefault(field, [])
             into += [inline] if inline else []
@@ -182,6 +187,9 @@ def split_words(words: Sequence[str], job: str | None) -> tuple[list[str], tuple
         if not equals:
             raise ValueError(f"--set expected NAME=VALUE,VALUE, got '{each}'.")
         settings.setdefault(name.replace("-", "_"), []).extend(values.split(","))
+    for name, given in settings.items():
+        if not given and kinds.get(name) is bool:
+            given.append("true")
     if "--help" in words:
         return rest, ()
     return rest, tuple(f"{name}={','.join(values)}" for name, values in settings.items())
@@ -366,24 +374,34 @@ def _amounts(bundle: Mapping[str, float]) -> str:
     )
 
 
-def describe(run: SweepRun, folder: SweepFolder, axes: Axes, further: int) -> str:
+class Sweep(NamedTuple):
+    """A sweep that is ready to start.
+
+    Attributes:
+      folder: with all trials that are known.
+      waiting: those that are not over.
+      first_group: group of the first trials that a searcher proposes.
+      further: trials that it may still propose, at most.
+    """
+
+    run: SweepRun
+    axes: Axes
+    plan: Plan
+    folder: SweepFolder
+    waiting: list[Trial]
+    first_group: int
+    further: int
+
+
+def describe(sweep: Sweep) -> str:
     """Returns the trials as a table, and lines about what is not in it."""
-    job = folder.job
-    columns = (
-        "trial",
-        "status",
-        "seed",
-        "aux_task",
-        "aux_weight",
-        *varied(axes),
-        "done",
-        "planned",
-    )
-    rows = [{name: row[name] for name in columns} for row in folder.rows()]
+    run, axes, job = sweep.run, sweep.axes, sweep.folder.job
+    columns = ["trial", "status", "seed", "aux_task", "aux_weight", *varied(axes)]
+    rows = [{k: row[k] for k in [*columns, "done", "planned"]} for row in sweep.folder.rows()]
     lines = [markdown_table(rows)] if rows else []
-    most = max((row["planned"] for row in folder.rows()), default=0)
-    if further:
-        lines.append(f"up to {further} more trials, as Optuna proposes their settings")
+    most = max(map(job.planned, sweep.plan.examples()))
+    if sweep.further:
+        lines.append(f"up to {sweep.further} more trials, as Optuna proposes their settings")
     if run.scheduler == "asha":
         lines.append(
             f"ASHA stops trials outside the best third from {asha_grace(most):,} {job.unit} on, "
@@ -396,67 +414,80 @@ def describe(run: SweepRun, folder: SweepFolder, axes: Axes, further: int) -> st
     return "\n".join(lines)
 
 
+def prepare(run: SweepRun, saved: dict[str, Any] | None) -> Sweep:
+    """Returns the sweep of these options; nothing is started, and no folder made.
+
+    Raises:
+      ValueError, OSError: for what a person got wrong.
+    """
+    job = find_job(run.job)
+    axes = dict(
+        parse_axis(job, name, values.split(","))
+        for name, _, values in (each.partition("=") for each in run.set)
+    )
+    check_options(run, job, axes)
+    planned = plan(run, job, axes)
+    path = run.resume or run.results_dir / (run.name or f"{job.name}-sweep")
+    if run.resume is None and (path / SWEEP).exists():
+        raise FileExistsError(
+            f"{path} holds a sweep already. Go on with --resume {path}, or choose --name."
+        )
+    folder = SweepFolder(path, job)
+    folder.add(read_trials(job, saved) if saved else planned.trials, axes)
+    waiting = _to_run(folder)
+    first = len({t.group for t in planned.trials})
+    drawn = len({t.group for t in folder.trials if t.group >= first})
+    further = ((run.samples or SAMPLES) - drawn) * run.seeds if run.search == "optuna" else 0
+    return Sweep(run, axes, planned, folder, waiting, first, further)
+
+
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Runs the sweep of a command line and returns the rows of its table."""
     made: list[Path] = []
+    started_here = False
     try:
-        run, saved = parse(argv)
-        job = find_job(run.job)
-        axes = dict(
-            parse_axis(job, name, values.split(","))
-            for name, _, values in (each.partition("=") for each in run.set)
-        )
-        check_options(run, job, axes)
-        planned = plan(run, job, axes)
-        path = run.resume or run.results_dir / (run.name or f"{job.name}-sweep")
-        if run.resume is None and (path / SWEEP).exists():
-            raise FileExistsError(
-                f"{path} holds a sweep already. Go on with --resume {path}, or choose --name."
-            )
-        folder = SweepFolder(path, job)
-        folder.add(read_trials(job, saved) if saved else planned.trials, axes)
-        waiting = _to_run(folder)
-        first = len({t.group for t in planned.trials})  # group that a searcher proposes
-        drawn = len({t.group for t in folder.trials if t.group >= first})
-        optuna = run.search == "optuna"
-        further = ((run.samples or SAMPLES) - drawn) * run.seeds if optuna else 0
-        made = [] if run.dry_run else check_writable(path)
-        about = "all trials are over"
-        if waiting or further:
+        sweep = prepare(*parse(argv))
+        run, folder, left = sweep.run, sweep.folder, len(sweep.waiting) + sweep.further
+        if not run.dry_run:
+            made = check_writable(folder.path)
+        if left:
             started_here = not ray.is_initialized()
             if started_here:
                 start_ray(ray_address(run.address))
-            where, about = place(run, job, planned.examples(), len(waiting) + further)
+            where, about = place(run, folder.job, sweep.plan.examples(), left)
     except (ValueError, OSError, MemoryError) as error:
         remove_empty(made)
         refuse(error)
-    if run.dry_run:
-        print(describe(run, folder, axes, further) + f"\n{about}")
-        print_estimate(run, folder, waiting, planned.base, further, where.at_once)
+    if left and run.dry_run:
+        print(f"{describe(sweep)}\n{about}")
+        print_estimate(sweep, where.at_once)
+    elif left:
+        print(f"{left} trials to run -> {folder.path}\n{about}", flush=True)
+        go(sweep, where)
+    if started_here:
         ray.shutdown()
-        return folder.rows()
-    if waiting or further:
-        options = dataclasses.replace(run, resume=None, dry_run=False)
-        provenance_ = with_starts(path / SWEEP, provenance(options))
-        folder.write_sweep(provenance_, axes)
-        folder.write_table()
-        print(f"{job.name}: {len(waiting) + further} of {len(folder.trials) + further} trials to "
-              f"run -> {path}\n{about}", flush=True)  # fmt: skip
-        stop_on_signals()
-        draws = None
-        if optuna:
-            samples = run.samples or SAMPLES
-            draws = OptunaDraws(
-                folder, planned.base, axes, range(run.seeds), samples, run.search_seed, first
-            )
-        run_trials(
-            folder, waiting, axes=axes, place=where, examples=planned.examples(),
-            made=provenance_, scheduler=run.scheduler, draws=draws, further=further,
-            seed=run.search_seed, callbacks=[make_tracker(name, path) for name in run.log],
+    return folder.rows() if run.dry_run else finish(folder)
+
+
+def go(sweep: Sweep, where: Place) -> None:
+    """Runs what is left of a sweep."""
+    run, folder = sweep.run, sweep.folder
+    options = dataclasses.replace(run, resume=None, dry_run=False)
+    made = with_starts(folder.path / SWEEP, provenance(options))
+    folder.write_sweep(made, sweep.axes)
+    folder.write_table()
+    draws = None
+    if run.search == "optuna":
+        draws = OptunaDraws(
+            folder, sweep.plan.base, sweep.axes, range(run.seeds), run.samples or SAMPLES,
+            run.search_seed, sweep.first_group,
         )  # fmt: skip
-        if started_here:
-            ray.shutdown()
-    return finish(folder, axes, further)
+    stop_on_signals("stopping: every trial at its next report, with a checkpoint")
+    run_trials(
+        folder, sweep.waiting, axes=sweep.axes, place=where, examples=sweep.plan.examples(),
+        made=made, scheduler=run.scheduler, draws=draws, further=sweep.further,
+        seed=run.search_seed, callbacks=[make_tracker(name, folder.path) for name in run.log],
+    )  # fmt: skip
 
 
 def _to_run(folder: SweepFolder) -> list[Trial]:
@@ -470,21 +501,19 @@ def _to_run(folder: SweepFolder) -> list[Trial]:
     return [trial for trial in folder.trials if not folder.is_over(trial)]
 
 
-def print_estimate(
-    run: SweepRun, folder: SweepFolder, waiting: Sequence[Trial], base: Any, further: int,
-    at_once: int,
-) -> None:  # fmt: skip
+def print_estimate(sweep: Sweep, at_once: int) -> None:
     """Prints how long the trials that are left may take, and how that is known."""
-    trials = [*waiting, *[Trial("", base, 0)] * further]
-    done = [folder.row(t.name)["done"] for t in waiting] + [0] * further
-    found = estimate(folder.job, trials, done, at_once, run.results_dir)
-    most = "at most " if run.scheduler == "asha" else ""
+    folder = sweep.folder
+    trials = [*sweep.waiting, *[Trial("", sweep.plan.base, 0)] * sweep.further]
+    done = [folder.row(t.name)["done"] for t in sweep.waiting] + [0] * sweep.further
+    found = estimate(folder.job, trials, done, at_once, sweep.run.results_dir)
+    most = "at most " if sweep.run.scheduler == "asha" else ""
     print(f"{most}about {duration(found.seconds)}, give or take a factor of two:")
     for source in found.sources:
         print(f"  {source}")
 
 
-def finish(folder: SweepFolder, axes: Axes, further: int) -> list[dict[str, Any]]:
+def finish(folder: SweepFolder) -> list[dict[str, Any]]:
     """Prints the closing table; exits with 75 if trials are left, with 1 if some failed."""
     folder.write_table()
     rows = folder.rows()

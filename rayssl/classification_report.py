@@ -163,7 +163,7 @@ def table_1(arms: Sequence[Arm], dataset: str) -> list[dict[str, Any]]:
         whole = bool(np.isfinite(known).all())
         rows.append({
             "protocol": arm.protocol, "pretext task": arm.name, "seeds": len(arm.runs),
-            "epochs": len(next(iter(arm.runs.values()))),
+            "epochs": len(next(iter(arm.runs.values()))), **_subset(arm),
             "reported": SELECTED[arm.protocol], "accuracy": _two(found.mean),
             "95% interval": _interval(found),
             "best epoch": _two(known.max(1).mean()) if whole else None,
@@ -171,6 +171,12 @@ def table_1(arms: Sequence[Arm], dataset: str) -> list[dict[str, Any]]:
             "paper": _paper(TABLE_I.get(arm.aux_task), arm, dataset),
         })  # fmt: skip
     return rows
+
+
+def _subset(arm: Arm) -> dict[str, Any]:
+    """The number of training images, where that is not all of them."""
+    counts = {int(run[0].get("train_images") or 0) for run in arm.runs.values()} - {0}
+    return {"training images": ", ".join(f"{n:,}" for n in sorted(counts))} if counts else {}
 
 
 def _differences(arms: Sequence[Arm]) -> list[dict[str, Any]]:

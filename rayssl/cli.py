@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 
@@ -19,6 +19,8 @@ from rayssl.envs.atari import rom_id
 from rayssl.presets import AtariRun, preset_values
 
 USAGE_ERROR = 2  # exit code
+Run = TypeVar("Run")
+MAY_DIFFER = frozenset({"address", "data_dir", "results_dir"})  # where a resumed experiment runs
 
 
 def parse_atari_run(argv: Sequence[str] | None = None) -> AtariRun:
@@ -94,6 +96,59 @@ def saved_settings(run: Path) -> dict[str, Any]:
     return values
 
 
+def parse_experiment(run_type: type[Run], argv: Sequence[str] | None = None) -> Run:
+    """Returns the settings of a command line; with --resume those that the folder was started with.
+
+    Args:
+      run_type: a dataclass with a field `resume: Path | None`.
+      argv: words after the script's name; None: those of this process.
+    Raises:
+      SystemExit: after --help, or with code 2 for an unknown option or value.
+      ValueError: if a resumed experiment is asked to change, or its settings.json is damaged.
+      FileNotFoundError: if the folder to resume holds no settings.json.
+    """
+    run: Any = tyro.cli(run_type, args=argv)
+    if run.resume is None:
+        return run
+    path = run.resume / "settings.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{run.resume} is not the folder of an experiment: no {path.name}.")
+    try:
+        values = dict(json.loads(path.read_text())["settings"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}). Start anew with --name.") from error
+    fields = [field.name for field in dataclasses.fields(run)]
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in fields}
+    values |= {k: Path(values[k]) for k in ("data_dir", "results_dir") if values.get(k)}
+    saved: Any = run_type(**values | {"resume": run.resume})
+    again = tyro.cli(run_type, args=argv, default=saved)
+    for name in fields:
+        old, new = getattr(saved, name), getattr(again, name)
+        if old != new and name not in MAY_DIFFER:
+            raise ValueError(
+                f"{run.resume} was started with {name} {old}, got {new}. A resumed "
+                "experiment keeps its settings; start another one with --name."
+            )
+    return again
+
+
+def experiment_folder(results_dir: Path, name: str | None, default: str) -> Path:
+    """Returns the folder of a new experiment.
+
+    Raises:
+      ValueError: if the name is not that of a folder.
+      FileExistsError: if it holds an experiment already.
+    """
+    if name is not None and (Path(name).name != name or name == ".."):
+        raise ValueError(f"--name must be a plain folder name, got '{name}'. See --results-dir.")
+    folder = results_dir / (name or default)
+    if (folder / "settings.json").exists():
+        raise FileExistsError(
+            f"{folder} holds an experiment already. Go on with --resume {folder}, or choose --name."
+        )
+    return folder
+
+
 def provenance(settings: Any) -> dict[str, Any]:
     """Returns what makes a result traceable: settings, command, commit, time and versions.
 
@@ -112,7 +167,12 @@ def provenance(settings: Any) -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """Returns the checkout's commit, with `-dirty` where files differ; None outside of git."""
+    """Returns the checkout's commit, with `-dirty` where files differ; None if nobody knows.
+
+    An image has no checkout: its build writes the commit to RAYSSL_COMMIT.
+    """
+    if os.environ.get("RAYSSL_COMMIT"):
+        return os.environ["RAYSSL_COMMIT"]
     here = Path(__file__).parent
     try:
         # --exclude: a tag would take the hash's place.

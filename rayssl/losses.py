@@ -1,8 +1,12 @@
-"""The losses of the paper, eqs. (1)-(3), and of dueling double Q-learning. Tensors in, tensors out.
+"""The losses of the paper, eqs. (1)-(3), of dueling double Q-learning, BiGAN and BigBiGAN.
+
+Tensors in, tensors out.
 
 Time is in the names, as in rlax: `q_tm1` belongs to the observation on which the action was taken,
 `r_t`, `discount_t` and `q_t` to what came after it.
 """
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -105,3 +109,50 @@ def gradient_cosine(first: list[Tensor], second: list[Tensor]) -> Tensor:
     a = torch.cat([g.flatten().float() for g in first])
     b = torch.cat([g.flatten().float() for g in second])
     return (a @ b) / (a.norm() * b.norm()).clamp(min=1e-12)
+
+
+class BiganLosses(NamedTuple):
+    """The losses of the three players; each is minimised over its own player's parameters."""
+
+    discriminator: Tensor
+    encoder: Tensor
+    generator: Tensor
+
+
+def bigan_losses(encoded: Tensor, generated: Tensor) -> BiganLosses:
+    """Returns BiGAN's losses: cross-entropies with labels, and with labels swapped.
+
+    L_D  = (mean -log D(x, E(x)) + mean -log(1 - D(G(z), z))) / 2
+    L_EG = (mean -log(1 - D(x, E(x))) + mean -log D(G(z), z)) / 2, for encoder and generator alike
+
+    L_EG is not -L_D: its gradient does not vanish where the discriminator is right.
+
+    Args:
+      encoded: logits of D(x, E(x)), float `[B]`.
+      generated: logits of D(G(z), z), float `[B]`.
+    Returns:
+      float32 scalars; both are log 2 for logits of 0.
+    Source: Donahue et al. 2016, arXiv:1605.09782, section 3 ("inverse" objective); the halves are
+      those of their code's log.
+    """
+    discriminator = (F.softplus(-encoded).mean() + F.softplus(generated).mean()) / 2
+    swapped = (F.softplus(encoded).mean() + F.softplus(-generated).mean()) / 2
+    return BiganLosses(discriminator, swapped, swapped)
+
+
+def bigbigan_losses(encoded: Tensor, generated: Tensor) -> BiganLosses:
+    """Returns BigBiGAN's losses: a hinge on every score by itself for D, no hinge for E and G.
+
+    L_D = mean max(0, 1 - s(x, E(x))) + mean max(0, 1 + s(G(z), z)), L_E = mean s(x, E(x)),
+    L_G = mean -s(G(z), z); means over the batch and over the scores s_x, s_z, s_xz.
+
+    Args:
+      encoded: scores s_x, s_z, s_xz of (x, E(x)), float `[B, 3]`.
+      generated: those of (G(z), z), float `[B, 3]`.
+    Returns:
+      float32 scalars.
+    Source: Donahue & Simonyan 2019, arXiv:1907.02544, section 2; the mean over the three scores is
+      that of DeepMind's notebook (the paper sums them).
+    """
+    discriminator = F.relu(1 - encoded).mean() + F.relu(1 + generated).mean()
+    return BiganLosses(discriminator, encoded.mean(), -generated.mean())

@@ -82,6 +82,8 @@ class AtariRun:
     """TD updates per agent step, whatever the number of workers."""
     replay_capacity: int = 100_000
     """Transitions kept, 7.06 kB each."""
+    replay_device: Literal["host", "learner"] = "host"
+    """Where their frames lie: in main memory, or in that of the learner's GPU."""
     learning_starts: int = 3_000
     """Agent steps before the first update."""
     target_every: int = 1_000

@@ -24,10 +24,10 @@ Source: uniform replay, Mnih et al. 2015; prioritized, Schaul et al. 2016, arXiv
 import json
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import lz4.frame
 import numpy as np
@@ -76,6 +76,8 @@ class Fragment(NamedTuple):
 class Batch(NamedTuple):
     """B transitions, `target = returns + discounts * value(next_obs)`.
 
+    Arrays, but for obs and next_obs where the frames lie elsewhere (`FrameStore`).
+
     Attributes:
       obs: uint8 `[B, stack, H, W]`, oldest frame first.
       next_obs: uint8 `[B, stack, H, W]`, the stack to bootstrap from; where `discounts` is 0 it is
@@ -87,8 +89,8 @@ class Batch(NamedTuple):
       indices: int64 `[B]`, `row * num_lanes + lane`; for `update_priorities` and `gather`.
     """
 
-    obs: np.ndarray
-    next_obs: np.ndarray
+    obs: Any
+    next_obs: Any
     actions: np.ndarray
     returns: np.ndarray
     discounts: np.ndarray
@@ -178,6 +180,59 @@ class PriorityTree:
             level.fill(np.inf)
 
 
+class FrameStore(Protocol):
+    """Where a replay's frames lie: in memory (`HostFrames`), or on a GPU (rayssl.device_frames).
+
+    A slot holds one frame, uint8 `[H * W]`. Slots are int64 arrays of any shape `[...]`.
+    """
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes reserved for all slots."""
+
+    def write(self, slots: np.ndarray, frames: np.ndarray) -> None:
+        """Copies frames, uint8 `[..., H * W]`, into their slots."""
+
+    def read(self, slots: np.ndarray) -> np.ndarray:
+        """Returns the frames in slots `[K]` as an array, uint8 `[K, H * W]`."""
+
+    def stacks(self, slots: np.ndarray, blank: np.ndarray) -> Any:
+        """Returns new stacks, uint8 `[..., H * W]`, zero where `blank`, bool `[...]`, is set."""
+
+
+class HostFrames:
+    """Frames in this process's memory. Source of the methods' contract: `FrameStore`."""
+
+    def __init__(self, slots: int, pixels: int) -> None:
+        self._frames = np.empty((slots, pixels), np.uint8)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes reserved for all slots."""
+        return self._frames.nbytes
+
+    def write(self, slots: np.ndarray, frames: np.ndarray) -> None:
+        """Copies frames, uint8 `[..., H * W]`, into their slots."""
+        self._frames[slots] = frames
+
+    def read(self, slots: np.ndarray) -> np.ndarray:
+        """Returns the frames in slots `[K]`, uint8 `[K, H * W]`."""
+        return self._frames[slots]
+
+    def stacks(self, slots: np.ndarray, blank: np.ndarray) -> np.ndarray:
+        """Returns new stacks, uint8 `[..., H * W]`, zero where `blank` is set.
+
+        One array for obs and next_obs: of two, glibc returns the freed ones to the system at each
+        call, and the page faults of the next call took three times as long as all else here.
+        """
+        frames = np.empty((*slots.shape, self._frames.shape[1]), np.uint8)
+        # mode="clip" writes straight into `out`; the default fills a temporary copy first.
+        np.take(self._frames, slots, axis=0, out=frames, mode="clip")
+        if blank.any():
+            frames[blank] = 0
+        return frames
+
+
 class FrameReplay:
     """Replay of single uint8 frames with n-step windows, uniform or prioritized.
 
@@ -201,6 +256,7 @@ class FrameReplay:
       alpha: exponent of the priorities, >= 0; 0 is uniform (Schaul et al. 2016, Table 3: 0.6).
       priority_epsilon: added to |TD error|, so that no row is lost (OpenAI Baselines: 1e-6).
       seed: seeds all draws; None takes one from the operating system.
+      make_frames: makes the store of the frames from (slots, pixels of a frame).
     Raises:
       ValueError: if an argument is out of its range.
       MemoryError: from `check_memory`, before anything is allocated.
@@ -221,6 +277,7 @@ class FrameReplay:
         alpha: float = 0.6,
         priority_epsilon: float = 1e-6,
         seed: int | None = None,
+        make_frames: Callable[[int, int], FrameStore] = HostFrames,
     ) -> None:
         height, width = frame_shape
         for name, count in (("num_lanes", num_lanes), ("stack", stack), ("n_step", n_step)):
@@ -240,7 +297,8 @@ class FrameReplay:
                 f"{capacity} over {num_lanes} lanes gives {lane_rows}. "
                 f"Set capacity to {num_lanes * (stack + n_step)} or more."
             )
-        check_memory(num_lanes * lane_rows, (height, width), prioritized)
+        if make_frames is HostFrames:
+            check_memory(num_lanes * lane_rows, (height, width), prioritized)
 
         self.num_lanes, self.lane_rows = num_lanes, lane_rows
         self.frame_shape, self.stack = (height, width), stack
@@ -250,7 +308,7 @@ class FrameReplay:
         self.priority_epsilon = priority_epsilon
 
         slots = num_lanes * lane_rows
-        self._frames = np.empty((slots, height * width), np.uint8)
+        self._frames = make_frames(slots, height * width)
         self._actions = np.zeros(slots, np.uint8)
         self._rewards = np.zeros(slots, np.float32)
         self._flags = np.zeros(slots, np.uint8)
@@ -275,6 +333,11 @@ class FrameReplay:
     def num_sampleable(self) -> int:
         """The number of rows that `sample` draws from."""
         return self._num_sampleable
+
+    @property
+    def _pixels(self) -> int:
+        height, width = self.frame_shape
+        return height * width
 
     @property
     def nbytes(self) -> int:
@@ -310,7 +373,7 @@ class FrameReplay:
         slots = self._slots(lanes, first_rows + np.arange(kept)[:, None])  # [kept, N]
         self._retire(slots.ravel())
         newest = Fragment(*(array[steps - kept :] for array in fragment))
-        self._frames[slots] = newest.frames.reshape(kept, num_envs, -1)
+        self._frames.write(slots, newest.frames.reshape(kept, num_envs, -1))
         self._actions[slots] = newest.actions
         self._rewards[slots] = newest.rewards
         self._flags[slots] = _fragment_flags(newest)
@@ -616,19 +679,14 @@ class FrameReplay:
         discounts = np.where(terminal, 0.0, self._window_gammas[num_rewards])
         return rewards @ self._window_gammas[:-1], discounts, last + 1 - before_reset
 
-    def _stacks(self, slots: np.ndarray, resets: np.ndarray) -> np.ndarray:
+    def _stacks(self, slots: np.ndarray, resets: np.ndarray) -> Any:
         """Frames `[2, B, stack, H, W]` of slots `[2, B, stack]`; zero where a later one is a RESET.
 
-        One array for obs and next_obs: of two, glibc returns the freed ones to the system at each
-        call, and the page faults of the next call took three times as long as all else here.
+        `resets`: bool, as slots.
         """
-        frames = np.empty((*slots.shape, self._frames.shape[1]), np.uint8)
-        # mode="clip" writes straight into `out`; the default fills a temporary copy first.
-        np.take(self._frames, slots, axis=0, out=frames, mode="clip")
-        before_reset = np.logical_or.accumulate(resets[..., :0:-1], axis=-1)[..., ::-1]
-        if before_reset.any():
-            frames[..., :-1, :][before_reset] = 0
-        return frames.reshape(*slots.shape, *self.frame_shape)
+        blank = np.zeros_like(resets)
+        blank[..., :-1] = np.logical_or.accumulate(resets[..., :0:-1], axis=-1)[..., ::-1]
+        return self._frames.stacks(slots, blank).reshape(*slots.shape, *self.frame_shape)
 
     # Files
 
@@ -639,7 +697,7 @@ class FrameReplay:
             stack=self.stack,
             num_lanes=self.num_lanes,
             lane_rows=self.lane_rows,
-            chunk_rows=max(1, _CHUNK_BYTES // self._frames.shape[1]),
+            chunk_rows=max(1, _CHUNK_BYTES // self._pixels),
             added=self._added.tolist(),
             prioritized=self.prioritized,
             alpha=self.alpha,
@@ -663,7 +721,7 @@ class FrameReplay:
                 file.write(self._flags[chunk] & ~np.uint8(SAMPLEABLE))
                 if self._tree is not None:
                     file.write(self._tree.leaves[chunk].astype("<f8"))
-                file.write(self._frames[chunk])
+                file.write(self._frames.read(chunk))
 
     def _check_header(self, header: "_Header", path: Path) -> None:
         saved, own = (header.frame_shape, header.stack), (self.frame_shape, self.stack)
@@ -688,8 +746,8 @@ class FrameReplay:
                     leaves = file.read_array("<f8", len(kept))[kept]
                     if self._tree is not None and keep_leaves:
                         self._tree.leaves[slots] = leaves  # parents: _index_restored_rows()
-                frames = file.read_array(np.uint8, len(kept) * self._frames.shape[1])
-                self._frames[slots] = frames.reshape(len(kept), -1)[kept]
+                frames = file.read_array(np.uint8, len(kept) * self._pixels)
+                self._frames.write(slots, frames.reshape(len(kept), -1)[kept])
 
     def _place_saved_lanes(self, header: "_Header") -> Iterator["_Placement"]:
         """Sets the lanes' row counts and yields where the rows of each saved lane go."""

@@ -42,6 +42,24 @@ def read_run(folder: str | Path) -> pd.DataFrame:
     return rows.sort_values("env_steps", ignore_index=True)
 
 
+def time_shares(rows: pd.DataFrame) -> dict[str, float]:
+    """Returns where a run's time went: {part: share}, largest first; they add up to 1.
+
+    A row's shares (`time_*`) are of the time since the row before; here they are weighted by that
+    time, which is the row's steps divided by its steps/s. Parts: sampling, replay, learning,
+    weights, waiting, logging, other. Empty if the log has no such columns.
+
+    Args:
+      rows: of a run, as `read_run` returns them.
+    """
+    columns = [name for name in rows if name.startswith("time_")]
+    steps = rows["env_steps"].diff().fillna(rows["env_steps"])
+    seconds = steps / rows["env_steps_per_s"] if columns else steps
+    spent = rows[columns].mul(seconds, axis=0).sum().sort_values(ascending=False)
+    spent = spent[spent > 0]
+    return {name.removeprefix("time_"): value / spent.sum() for name, value in spent.items()}
+
+
 def read_epochs(folder: str | Path) -> list[dict[str, Any]]:
     """Returns the epochs of every trial of a classification experiment, from its epochs.jsonl.
 

@@ -1,4 +1,4 @@
-"""When things happen: epsilon and beta over steps, TD and aux updates over slots. Pure rules."""
+"""When things happen: epsilon, beta, learning rates over time, updates over slots. Pure rules."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -29,6 +29,25 @@ class LinearSchedule:
         if step >= self.duration:
             return self.end
         return self.start + (self.end - self.start) * max(step, 0) / self.duration
+
+
+def constant_then_exponential(
+    epoch: int, *, constant: int, decay: int, final: float = 0.01
+) -> float:
+    """Returns the factor of the learning rate in an epoch: 1 at first, then falling to `final`.
+
+    1 for the first `constant` epochs, then final**((epoch - constant + 1) / decay).
+
+    Args:
+      epoch: from 0.
+      constant: epochs before the rate falls.
+      decay: epochs of the fall; the last of them has the factor `final`.
+      final: in (0, 1].
+    Source: Donahue et al. 2016, arXiv:1605.09782, and their train_gan.py.
+    """
+    if epoch < constant:
+        return 1.0
+    return float(final ** (min(epoch - constant + 1, decay) / decay))
 
 
 @dataclass(frozen=True)

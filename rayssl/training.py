@@ -75,6 +75,7 @@ class ClassifierSettings:
       aux_weight: lambda of eq. (3); the paper's is 1.
       aux_copies: overrides the protocol's: "one" or "all".
       epochs: passes over the training images.
+      train_images: use the first so many training images only; None: all. The test set stays whole.
       batch_size: images an update; transformed copies come on top.
       lr: of Adadelta (rho 0.9, epsilon 1e-6: PyTorch's defaults).
       lr_decay: factor after each epoch.
@@ -87,6 +88,7 @@ class ClassifierSettings:
     aux_weight: float = 1.0
     aux_copies: AuxCopies | None = None
     epochs: int = 14
+    train_images: int | None = None
     batch_size: int = 64
     lr: float = 1.0
     lr_decay: float = 0.7
@@ -147,6 +149,7 @@ class ClassifierTraining:
         self, data: ImageSplits, settings: ClassifierSettings, device: str = "cpu"
     ) -> None:
         settings.check()
+        data = data.first(settings.train_images)
         self.settings, self.protocol = settings, settings.resolved_protocol()
         self.device = torch.device(device)
         self.num_classes = data.num_classes
@@ -242,14 +245,7 @@ class ClassifierTraining:
         Raises:
           ValueError: if the state is of a training with other settings.
         """
-        own = dataclasses.asdict(self.settings)
-        different = [k for k in own if k not in may_differ and state["settings"].get(k) != own[k]]
-        if different:
-            name = different[0]
-            raise ValueError(
-                f"Expected the state of a training with {name} {own[name]}, got "
-                f"{state['settings'].get(name)}. Resume with the settings that it was made with."
-            )
+        check_same_settings(state["settings"], dataclasses.asdict(self.settings), may_differ)
         self.epoch, self.selected_epoch = state["epoch"], state["selected_epoch"]
         self._best_score, self._best_state = state["best_score"], state["best_state"]
         self.network.load_state_dict(state["network"])
@@ -414,3 +410,15 @@ class ClassifierTraining:
     def _get_dropout_state(self) -> None:
         if self.device.type != "cuda":
             self._dropout_state = torch.get_rng_state()
+
+
+def check_same_settings(
+    saved: dict[str, Any], own: dict[str, Any], may_differ: Sequence[str] = ()
+) -> None:
+    """Raises ValueError if settings of a saved state are not a training's own, but `may_differ`."""
+    for name, value in own.items():
+        if name not in may_differ and saved.get(name) != value:
+            raise ValueError(
+                f"Expected the state of a training with {name} {value}, got {saved.get(name)}. "
+                "Resume with the settings that it was made with."
+            )

@@ -28,6 +28,9 @@ SCREEN = (480, 630)  # three times the console's 160x210
 LEFT, RIGHT = 508, 932  # of the panel
 TRACE = 300  # states in the curve of V(s): 20 s at 15 frames a second
 
+# mpeg4 on one thread writes the same bytes in every run, which libx264 does not.
+CODECS = {"libx264": {"crf": "20"}, "mpeg4": {"qmin": "2", "qmax": "4", "threads": "1"}}
+
 BACKGROUND, TRACK, LINE = (20, 22, 27), (38, 42, 50), (70, 76, 88)
 TEXT, MUTED = (232, 232, 228), (146, 152, 164)
 BAR, CHOSEN = (96, 125, 160), (240, 168, 64)
@@ -108,8 +111,13 @@ def action_words(name: str) -> str:
     return " ".join(parts).lower() if "".join(parts) == name else name.lower()
 
 
-def write_mp4(path: str | Path, frames: Iterable[np.ndarray], fps: float | Fraction) -> int:
-    """Writes frames to an H.264 file (yuv420p, plays everywhere) and returns how many there were.
+def write_mp4(
+    path: str | Path,
+    frames: Iterable[np.ndarray],
+    fps: float | Fraction,
+    codec: str = "libx264",
+) -> int:
+    """Writes frames to an MP4 file (yuv420p, plays everywhere) and returns how many there were.
 
     The file appears under its name only when it is whole; missing parent folders are made.
 
@@ -117,6 +125,7 @@ def write_mp4(path: str | Path, frames: Iterable[np.ndarray], fps: float | Fract
       path: ends in `.mp4`.
       frames: RGB, uint8 `[H, W, 3]`, all of one size, H and W even. Taken one by one.
       fps: frames per second.
+      codec: one of CODECS.
     Raises:
       ValueError: if the path has another ending, there are no frames, or a frame has another size
         or dtype.
@@ -127,17 +136,17 @@ def write_mp4(path: str | Path, frames: Iterable[np.ndarray], fps: float | Fract
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     try:
-        count = _encode(part, frames, Fraction(fps).limit_denominator(1001))
+        count = _encode(part, frames, Fraction(fps).limit_denominator(1001), codec)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
     return count
 
 
-def _encode(path: Path, frames: Iterable[np.ndarray], fps: Fraction) -> int:
+def _encode(path: Path, frames: Iterable[np.ndarray], fps: Fraction, codec: str) -> int:
     count, shape = 0, (0, 0, 0)
     with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "20"})
+        stream = container.add_stream(codec, rate=fps, options=CODECS[codec])
         stream.pix_fmt = "yuv420p"
         for frame in frames:
             if not count:

@@ -37,8 +37,8 @@ def make_stream() -> Iterator[MakeStream]:
     """Starts streams of real consoles and closes them after the test."""
     streams: list[AtariStream] = []
 
-    def make(seed: int = 0, **settings: Any) -> AtariStream:
-        streams.append(AtariStream(AtariSettings(**settings), seed))
+    def make(seed: int = 0, steps_per_seed: int = 2_000, **settings: Any) -> AtariStream:
+        streams.append(AtariStream(AtariSettings(**settings), seed, steps_per_seed=steps_per_seed))
         return streams[-1]
 
     yield make
@@ -285,11 +285,12 @@ def scripted(
     fire_at_start: bool = True,
     lives: int = 2,
     seed: int = 0,
+    steps_per_seed: int = 0,
 ) -> tuple[AtariStream, ScriptedConsoles]:
     """A stream over scripted consoles whose games start with so many lives."""
     consoles = ScriptedConsoles(scripts, lives)
     settings = AtariSettings(game=game, num_envs=len(scripts), fire_at_start=fire_at_start)
-    return AtariStream(settings, seed, env=consoles), consoles
+    return AtariStream(settings, seed, consoles, steps_per_seed=steps_per_seed), consoles
 
 
 # The drawing on top of rayssl/envs/atari.py: a life lost at step 3, the game over at step 5.
@@ -421,7 +422,7 @@ def test_take_games_empties_the_lists() -> None:
     assert stream.take_games() == ([], [])
 
 
-def test_every_game_has_a_seed_of_its_own_that_only_run_env_and_number_decide() -> None:
+def test_seeds_are_decided_by_run_env_and_number_of_the_seed_alone() -> None:
     short = [Tick(terminated=True), Tick()] * 6
     long = [Tick(), Tick(), Tick(terminated=True), Tick()] * 3
 
@@ -446,6 +447,23 @@ def test_every_game_has_a_seed_of_its_own_that_only_run_env_and_number_decide() 
     both = one.keys() & other_lengths.keys()
     assert len(both) == 8
     assert all(one[game] == other_lengths[game] for game in both)
+
+
+@pytest.mark.parametrize(
+    ("steps_per_seed", "resets"),  # games of 3 steps end at 3, 7 and 11, and reset at 4, 8 and 12
+    [(0, [4, 8, 12]), (3, [4, 8, 12]), (4, [8]), (7, [8]), (8, [12]), (100, [])],
+)
+def test_a_game_is_seeded_anew_once_the_last_seed_has_served_its_steps(
+    steps_per_seed: int, resets: list[int]
+) -> None:
+    game = [Tick(), Tick(), Tick(terminated=True), Tick()]
+    stream, consoles = scripted(game * 3, steps_per_seed=steps_per_seed)
+    times = []
+    for t in range(1, 13):
+        before = len(consoles.resets)
+        stream.step(np.zeros(1, np.int64))
+        times += [t] * (len(consoles.resets) - before)
+    assert times == resets
 
 
 # Real consoles: seeds, cuts, states
@@ -510,10 +528,13 @@ def awkward_moments(rows: list[StepRow]) -> dict[str, int]:
     }
 
 
+@pytest.mark.parametrize("steps_per_seed", [0, 2_000])
 def test_a_restored_stream_goes_on_bit_for_bit_with_sticky_actions_over_ends_of_games(
-    make_stream: MakeStream,
+    make_stream: MakeStream, steps_per_seed: int
 ) -> None:
-    settings: dict[str, Any] = {"game": "breakout", "num_envs": 2, "sticky": 0.1}
+    settings: dict[str, Any] = {
+        "game": "breakout", "num_envs": 2, "sticky": 0.1, "steps_per_seed": steps_per_seed
+    }  # fmt: skip
     stream, restored = (make_stream(seed, **settings) for seed in (5, 99))
     actions = random_actions(stream, 210)
     actions[actions == FIRE] = RIGHT  # so that a FIRE after a lost life is the stream's own

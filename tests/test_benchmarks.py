@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import measure, parts, replay, throughput, update_cost
+from benchmarks import bare_limit, measure, parts, replay, scaling, throughput, update_cost
 from benchmarks.measure import Meter, Turn
 
 
@@ -84,6 +84,19 @@ def test_throughput_saves_spreads_ratios_and_settings_of_each_row(tmp_path: Path
     assert rows["plain-loop"]["bytes_per_transition"]["median"] == 4 * 84 * 84 + 8 + 4 + 4 + 1
     ratio = rows["bare-limit"]["ratio_to"]["plain-loop"]
     assert ratio == pytest.approx(1 / rows["plain-loop"]["ratio_to"]["bare-limit"])
+
+
+def test_arithmetic_of_a_td_update_is_three_passes_forward_and_one_back() -> None:
+    convolutions = 20**2 * 32 * 8 * 8 * 4, 9**2 * 64 * 4 * 4 * 32, 7**2 * 64 * 3 * 3 * 64
+    dense = 7 * 7 * 64 * 512 + 512 * (4 + 1)
+    forward = sum(convolutions) + dense  # multiply-adds of one state
+    backward = 2 * forward - convolutions[0]  # nothing is learned about pixels
+    limit = bare_limit.arithmetic(threads=1)
+    assert limit["gflop_per_update"] == pytest.approx(2 * 32 * (3 * forward + backward) / 1e9)
+    assert limit["env_steps_per_s"] == pytest.approx(
+        4 * limit["gflop_per_s"] / limit["gflop_per_update"]
+    )
+    assert limit["dtype"] in ("float32", "bfloat16")
 
 
 def test_throughput_names_the_line_that_installs_a_missing_peer(
@@ -182,10 +195,58 @@ def test_parts_saves_every_part(
     monkeypatch.setattr(parts, "MAX_UPDATES_A_CALL", 2)
     monkeypatch.setattr(parts, "ROWS_BEFORE_UPDATES", 256)
     path = tmp_path / "parts.json"
-    words = "--seconds 0.2 --repeats 1 --runners 1 --threads 1 --no-compile --json"
+    words = "--seconds 0.2 --repeats 1 --runners 1 --workers 0 1 --threads 1 --no-compile --json"
     parts.main([*words.split(), str(path)])
     rows = saved_rows(path)
     assert {"runner", "intake", "weights, push", "weights, set"} <= rows.keys()
+    assert {"whole training, 0 workers", "whole training, 1 workers"} <= rows.keys()
     for row in rows.values():
         assert_spread(row["figure"])
         assert row["unit"]
+
+
+# 500 steps/s a runner, 200 steps/s of updates on 2 cores, 0.001 s of intake a step:
+# a step costs 0.002 + 0.01 + 0.001 = 0.013 core seconds.
+PARTS = scaling.Parts(runner=500, learner=200, threads=2, intake=4_000, intake_cost=0.001)
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "steps_per_s", "limit"),
+    [
+        (1, 1, 1 / 0.013, "cores"),
+        (1, 0, 1 / 0.013, "cores"),  # the games cost the same in the learner's process
+        (16, 16, 200, "learner"),
+    ],
+)
+def test_prediction_is_the_least_that_cores_and_parts_allow(
+    cores: int, workers: int, steps_per_s: float, limit: str
+) -> None:
+    predicted, part = scaling.predict(PARTS, cores, workers)
+    assert predicted == pytest.approx(steps_per_s)
+    assert part == limit
+
+
+def test_a_faster_learner_makes_runners_and_then_the_intake_the_limit() -> None:
+    fast = PARTS._replace(learner=10_000, threads=0)
+    assert scaling.predict(fast, 64, 3) == (1_500, "runners")
+    assert scaling.predict(fast, 64, 60) == (4_000, "intake")
+
+
+def test_scaling_writes_measured_points_beside_predictions(tmp_path: Path) -> None:
+    figures: dict[str, list[Any]] = {
+        "runner": [500.0], "intake": [(4_000.0, 1_000.0)], "updates none": [50.0],
+        "point 1": [60.0],
+    }  # fmt: skip
+    run = measure.run_facts(parts.Settings()) | {"threads": 2}
+    run["machine"]["usable_cores"] = 1
+    rows = [row | {"run": run} for row in parts.table_rows(figures)]
+    path, out = tmp_path / "parts.json", tmp_path / "page.md"
+    path.write_text(json.dumps(rows))
+    text = scaling.main(["--parts", str(path), "--out", str(out)])
+    assert out.read_text() == text
+    assert "| 1       | 60                   | 76.9      | 0.78 " in text  # 60 * 0.013
+    assert "if a GPU made 1,000 updates/s: not measured" in text
+    path.write_text(json.dumps(rows[:1]))
+    with pytest.raises(SystemExit):
+        scaling.main(["--parts", str(path), "--out", str(out)])
+    assert out.read_text() == text, "a bad file must not replace the page"

@@ -108,6 +108,16 @@ def test_table_i_is_the_mean_over_seeds_with_students_t_interval() -> None:
     assert (none["seeds"], none["epochs"]) == ("3", "1")
 
 
+def test_fewer_training_images_than_all_are_said() -> None:
+    rows = [*trial([90.0], train_images=12_000), *trial([91.0], seed=1, train_images=12_000)]
+    heading = "### Test accuracy in percent (Table I), mnist"
+    assert (
+        tables(classification_report(rows, dataset="mnist"))[heading][0]["training images"]
+        == "12,000"
+    )
+    assert "training images" not in classification_report(trial([90.0]), dataset="mnist")
+
+
 @pytest.mark.parametrize(
     ("protocol", "selected", "accuracy", "reported"),
     [("paper", 2, "99.00", "best test epoch"), ("paper-code", 3, "98.00", "last epoch")],

@@ -1,20 +1,20 @@
-"""Docs in step with code: every public name has a docstring, every README command is real."""
+"""Docs in step with code: every public name has a docstring, every documented command is real."""
 
 import ast
-import os
+import dataclasses
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from rayssl.jobs import find_job
+
 ROOT = Path(__file__).parent.parent
 FENCE = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
-QUICK = {"experiments/atari.py", "experiments/evaluate.py"}  # the others are checked as slow tests
 
 
 def undocumented(source: str, place: str) -> Iterator[str]:
@@ -30,29 +30,27 @@ def undocumented(source: str, place: str) -> Iterator[str]:
             yield f"{place}:{node.lineno} {node.name}"
 
 
-def readme_commands() -> list[tuple[str, list[str]]]:
-    """Returns (script, words after it) for each call of experiments/*.py in the README's fences."""
-    commands = []
-    for block in FENCE.findall((ROOT / "README.md").read_text(encoding="utf-8")):
+def documents() -> list[Path]:
+    """Returns the pages that users read."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """Returns (script, words) for each call of experiments/*.py in the documents' fences."""
+    found = []
+    for block in (b for page in documents() for b in FENCE.findall(page.read_text("utf-8"))):
         for line in block.replace("\\\n", " ").splitlines():
             for part in re.split(r"&&|\|\||[|;]", line.split(" #")[0]):
                 match = re.search(r"\bpython3?\s+(experiments/\w+\.py)(.*)", part)
                 if match:
-                    commands.append((match[1], shlex.split(match[2])))
-    return commands
+                    found.append((match[1], shlex.split(match[2])))
+    return found
 
 
-def scripts_named_in_readme() -> list[str]:
-    """Returns every experiments/*.py that the README names, in a command or in prose."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def scripts_named() -> list[str]:
+    """Returns every experiments/*.py that a document names, in a command or in prose."""
+    text = "".join(page.read_text("utf-8") for page in documents())
     return sorted(set(re.findall(r"\bexperiments/\w+\.py\b", text)))
-
-
-def skip_while_missing(script: str) -> None:
-    """Skips, with the reason, until the first script is there; fails if only this one is not."""
-    if not list(ROOT.glob("experiments/*.py")):
-        pytest.skip(f"README names {script}, and experiments/ holds no script yet")
-    assert (ROOT / script).is_file(), f"README names {script}, which does not exist."
 
 
 def test_every_public_name_has_a_docstring() -> None:
@@ -70,44 +68,35 @@ def test_docstring_rule_finds_what_is_missing_and_leaves_private_names_alone() -
     assert list(undocumented("'''Doc.'''", "a.py")) == []
 
 
-@pytest.mark.parametrize("script", scripts_named_in_readme())
-def test_script_named_in_readme_exists(script: str) -> None:
-    skip_while_missing(script)
+@pytest.mark.parametrize("script", scripts_named())
+def test_script_named_in_a_document_exists(script: str) -> None:
+    assert (ROOT / script).is_file(), f"A document names {script}, which does not exist."
 
 
-@pytest.mark.parametrize(
-    "script",
-    [
-        pytest.param(script, marks=[] if script in QUICK else [pytest.mark.slow])
-        for script in sorted({script for script, _ in readme_commands()})
-    ],
-)
-def test_flags_in_readme_commands_are_accepted(script: str) -> None:
-    skip_while_missing(script)
+@pytest.mark.parametrize("script", sorted({script for script, _ in commands()}))
+def test_flags_in_documented_commands_are_accepted(
+    script: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    main = import_module(f"experiments.{Path(script).stem}").main
     helps: dict[tuple[str, ...], set[str]] = {}
-    for words in (words for name, words in readme_commands() if name == script):
+    for words in (words for name, words in commands() if name == script):
         flags = {word.split("=")[0] for word in words if FLAG.fullmatch(word.split("=")[0])}
         # What stands before the first flag may be a sub-command, which has a help text of its own.
         first_flag = next((i for i, w in enumerate(words) if w.startswith("-")), len(words))
         before = tuple(words[:first_flag])
         if before not in helps:
-            helps[before] = flags_in_help(script, before)
+            with pytest.raises(SystemExit) as end:
+                main([*before, "--help"])
+            assert end.value.code in (0, None)
+            helps[before] = set(FLAG.findall(capsys.readouterr().out))
+            if script == "experiments/sweep.py" and before:  # every setting of the job is an option
+                helps[before] |= {
+                    "--" + field.name.replace("_", "-")
+                    for field in dataclasses.fields(find_job(before[0]).settings)
+                }
         unknown = flags - helps[before]
         assert not unknown, (
-            f"README calls {script} with {sorted(unknown)}, which its --help does not list:"
+            f"A document calls {script} with {sorted(unknown)}, which its --help does not list:"
             f" {sorted(helps[before])}."
         )
-
-
-def flags_in_help(script: str, words: tuple[str, ...]) -> set[str]:
-    """Returns the flags that `python SCRIPT WORDS --help` prints."""
-    done = subprocess.run(
-        [sys.executable, script, *words, "--help"],
-        cwd=ROOT,
-        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    return set(FLAG.findall(done.stdout))

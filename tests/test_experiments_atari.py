@@ -64,6 +64,7 @@ def refused(
         (["--name", ".."], "--name must be a plain folder name, got '..'. See --results-dir."),
         (["--game", "combat"], "Unknown Atari game 'combat'."),  # for two players
         (["--replay-capacity", "100"], "Raise it, or lower the others."),
+        (["--replay-device", "learner"], "in a GPU's memory: pass --num-gpus 1, or leave it out."),
         (["--resume", "."], "Pass the folder that the run printed, e.g. --resume results/local/"),
         (["--resume", "gone"], "gone is not the folder of a run"),
     ],

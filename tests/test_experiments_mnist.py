@@ -55,7 +55,7 @@ def refused(
     def files() -> dict[Path, bytes]:
         return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
-    for owner, name in ((mnist.ray, "init"), (mnist, "start_ray"), (mnist, "train")):
+    for owner, name in ((mnist.ray, "init"), (mnist, "start_ray"), (mnist, "run_trials")):
         monkeypatch.setattr(owner, name, started)
     monkeypatch.chdir(tmp_path)  # where the default results/local would be made
 

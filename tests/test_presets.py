@@ -15,8 +15,8 @@ from rayssl.tasks import available_tasks
 # What a preset need not name: where and how a run is placed, stored and logged.
 PLUMBING = {
     "preset", "seed", "num_workers", "num_learners", "num_gpus", "learner_cpus", "address",
-    "results_dir", "name", "resume", "checkpoint_every", "save_replay", "compile",
-    "steps_per_report",
+    "results_dir", "name", "resume", "checkpoint_every", "save_replay", "replay_device",
+    "compile", "steps_per_report",
 }  # fmt: skip
 # Fields that count something over time or data, and the words that say what.
 UNITS = {

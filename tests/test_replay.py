@@ -17,6 +17,7 @@ from rayssl.replay import (
     Batch,
     Fragment,
     FrameReplay,
+    HostFrames,
     PriorityTree,
     ReplayFileError,
     available_memory_bytes,
@@ -481,10 +482,13 @@ def test_tree_agrees_with_sums_minima_and_a_linear_search(size: int) -> None:
 
 def test_adding_never_moves_what_is_stored() -> None:
     replay, games = random_replay(steps=5)
-    address = replay._frames.ctypes.data
+    store = replay._frames
+    assert isinstance(store, HostFrames)
+    address = store._frames.ctypes.data
     for _ in range(30):
         replay.add(games.fragment(7))
-    assert replay._frames.ctypes.data == address
+    assert replay._frames is store
+    assert store._frames.ctypes.data == address
 
 
 def test_transition_of_84x84_takes_at_most_7100_bytes_also_with_trees() -> None:

@@ -10,7 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from rayssl.report import COLOURS, markdown_table, plot_learning_curves, read_run
+from rayssl.report import (
+    COLOURS,
+    markdown_table,
+    plot_learning_curves,
+    read_run,
+    time_shares,
+)
 
 PNG_PIXELS = (1300, 832)  # 10 x 6.4 inches at 130 dots each
 
@@ -148,3 +154,18 @@ def test_every_run_is_drawn_when_there_are_more_runs_than_colours(
 def test_import_leaves_pyplot_and_its_backend_alone() -> None:
     script = "import sys, rayssl.report; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], timeout=120).returncode == 0
+
+
+def test_shares_of_time_are_weighted_by_the_seconds_of_their_rows() -> None:
+    rows = pd.DataFrame(
+        {
+            "env_steps": [1_000, 4_000],
+            "env_steps_per_s": [100.0, 100.0],  # so 10 s, then 30 s
+            "time_learning": [0.5, 0.9],  # 5 s and 27 s
+            "time_sampling": [0.5, 0.1],  # 5 s and 3 s
+            "time_waiting": [0.0, float("nan")],  # no runners: no such part
+        }
+    )
+    assert time_shares(rows) == pytest.approx({"learning": 32 / 40, "sampling": 8 / 40})
+    assert list(time_shares(rows)) == ["learning", "sampling"]
+    assert time_shares(rows[["env_steps"]]) == {}

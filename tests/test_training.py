@@ -157,6 +157,20 @@ def test_relu_after_conv2_cuts_what_is_negative_there(
     assert got[0].unique().tolist() == [pooled]
 
 
+def test_first_training_images_alone_train_the_network_and_the_test_set_stays_whole() -> None:
+    d = small()
+    cut = d._replace(train_x=d.train_x[:50], train_y=d.train_y[:50])
+    first, same, whole = training(train_images=50), training(data=cut), training()
+    metrics = [t.run_epoch() for t in (first, same, whole)]
+    for name, value in first.network.state_dict().items():
+        assert torch.equal(value, same.network.state_dict()[name]), name
+    assert metrics[0]["test_confusion"] == metrics[1]["test_confusion"]
+    assert metrics[0]["loss"] != metrics[2]["loss"]
+    for count in (0, 121):
+        with pytest.raises(ValueError, match=rf"small has 120 training images, got .* {count}\."):
+            training(train_images=count)
+
+
 def test_images_are_normalized_once_with_the_mean_and_deviation_given() -> None:
     net = network()
     got = inputs_of(net.backbone.get_submodule("conv1"))

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rayssl.data import digits, mnist
-from rayssl.data.splits import ImageSplits
+from rayssl.data.folder import load_folder
+from rayssl.data.splits import ImageSplits, fit_size
 
-__all__ = ["ImageSplits", "available_datasets", "load_dataset"]
+__all__ = ["ImageSplits", "available_datasets", "fit_size", "load_dataset", "load_folder"]
 
 Loader = Callable[[Path | None, bool], ImageSplits]
 _LOADERS: dict[str, Loader] = {**mnist.LOADERS, **digits.LOADERS}

@@ -200,23 +200,33 @@ class StepRow(NamedTuple):
 class AtariStream:
     """N games side by side as an endless stream of rows, with scores and a state to save.
 
-    Every game starts from a seed of its own, drawn from (seed, env, number of the game). So the
-    state of the consoles is (seeds, actions since): `set_state` plays those actions again, and the
-    stream goes on bit for bit.
+    The consoles' state is (seeds, actions since): `set_state` plays those actions again, and the
+    stream goes on bit for bit. So that they stay few, an env's next game starts from a new seed,
+    drawn from (seed, env, number of the seed), once it has played `steps_per_seed` steps from the
+    last one. Not at every game: ale-py loads the ROM again for a seed, which takes 0.1 s, the time
+    of a short game's learning.
 
+    Args:
+      settings: the game.
+      seed: of all seeds.
+      env: consoles to play on; None: ale-py's.
+      steps_per_seed: agent steps; 0: every game has a seed of its own.
     Attributes:
       obs: the current states, uint8 `[N, stack, size, size]`, oldest frame first.
       num_actions: size of the game's minimal action set (Pong 6, Breakout 4).
     """
 
-    def __init__(self, settings: AtariSettings, seed: int, env: Any = None) -> None:
+    def __init__(
+        self, settings: AtariSettings, seed: int, env: Any = None, *, steps_per_seed: int = 2_000
+    ) -> None:
         self.settings = settings
         self.seed = seed
+        self._steps_per_seed = steps_per_seed
         self._env = make_vector_env(settings) if env is None else env
         self.num_actions = int(self._env.single_action_space.n)
         self._fire = fire_action(settings) if settings.fire_at_start else None
         n = settings.num_envs
-        self._games_started = np.zeros(n, np.int64)
+        self._seeds_used = np.zeros(n, np.int64)
         self._history: list[list[int]] = [[] for _ in range(n)]
         self._lives = np.zeros(n, np.int64)
         self._reset_all()
@@ -280,12 +290,12 @@ class AtariStream:
             valid,
         )
         self._count(row, over)
-        for env in np.flatnonzero(valid):
-            self._history[env].append(int(actions[env]))
+        for history, action in zip(self._history, actions.tolist(), strict=True):
+            history.append(action)
         self._lives, self._first, self._life_lost = lives.copy(), ~valid, life_lost & ~over
         self.obs = obs
         if not valid.all():
-            self._start_games(~valid)
+            self._seed_anew(~valid)
         self._over = over
         return row
 
@@ -301,12 +311,12 @@ class AtariStream:
         return games, lives
 
     def get_state(self) -> dict[str, Any]:
-        """Returns a picklable state: seeds and actions of the games under way, and their counts."""
+        """Returns a picklable state: seeds, the actions since, counts of the games under way."""
         if self._pending is not None:
             raise RuntimeError("AtariStream.get_state() between send() and recv(): call recv().")
         return {
             "seed": self.seed,
-            "games_started": self._games_started.copy(),
+            "seeds_used": self._seeds_used.copy(),
             "history": [np.asarray(h, np.uint8) for h in self._history],
             "over": self._over.copy(),
             "first": self._first.copy(),
@@ -328,7 +338,7 @@ class AtariStream:
         if self._pending is not None:
             self._env.recv()  # the consoles finish their step before they are reset
         self.seed = state["seed"]
-        self._games_started = state["games_started"].copy()
+        self._seeds_used = state["seeds_used"].copy()
         self._history = [h.tolist() for h in state["history"]]
         self._replay()
         for name in ("over", "first", "life_lost"):
@@ -362,21 +372,25 @@ class AtariStream:
         self._reset_envs(np.ones(self.num_envs, bool))
 
     def _reset_envs(self, mask: np.ndarray) -> None:
-        """Resets the masked envs to the start of their present game."""
-        seeds = np.array([self._game_seed(int(env)) for env in np.flatnonzero(mask)])
+        """Resets the masked envs to the state that their present seed gives."""
+        seeds = np.array([self._env_seed(int(env)) for env in np.flatnonzero(mask)])
         options = None if mask.all() else {"reset_mask": mask}
         self.obs, info = self._env.reset(seed=seeds, options=options)
         self._lives = np.asarray(info["lives"]).copy()
 
-    def _start_games(self, mask: np.ndarray) -> None:
-        """Starts the next game of the masked envs from its own seed, over the autoreset's."""
-        self._games_started[mask] += 1
-        for env in np.flatnonzero(mask):
+    def _seed_anew(self, mask: np.ndarray) -> None:
+        """Starts the new games of those masked envs over whose seeds are used up."""
+        long = np.array([len(h) - 1 >= self._steps_per_seed for h in self._history])
+        used_up = mask & long  # without the autoreset's own step
+        if not used_up.any():
+            return
+        self._seeds_used[used_up] += 1
+        for env in np.flatnonzero(used_up):
             self._history[env] = []
-        self._reset_envs(mask)
+        self._reset_envs(used_up)
 
-    def _game_seed(self, env: int) -> int:
-        entropy = [self.seed, env, int(self._games_started[env])]
+    def _env_seed(self, env: int) -> int:
+        entropy = [self.seed, env, int(self._seeds_used[env])]
         return int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)  # fits int32
 
     def _count(self, row: StepRow, over: np.ndarray) -> None:

@@ -97,7 +97,7 @@ class MnistJob(Job):
     def check(self, settings: MnistTrial) -> None:
         """Raises ValueError or OSError for settings, files or a task that do not fit."""
         settings.check()
-        images = settings.data().train_x[:1]
+        images = settings.data().first(settings.train_images).train_x[:1]
         if settings.aux_task != "none":
             make_task(settings.aux_task).every_class(images)
 
@@ -130,7 +130,7 @@ class MnistJob(Job):
 
     def open_log(self, folder: Path, name: str, resumed_at: int) -> Write:
         """Returns the writer of epochs.jsonl and tb/."""
-        writer = EpochWriter(folder)
+        writer = EpochWriter(folder, METRICS)
 
         def write(result: dict[str, Any], settings: MnistTrial) -> None:
             row = {"trial": name, **settings.classifier()}

@@ -11,8 +11,9 @@ import json
 import logging
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODUL
 from ray.rllib.core.columns import Columns
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
+from ray.rllib.utils.framework import get_device
 from ray.rllib.utils.metrics import (
     ENV_RUNNER_RESULTS,
     EPISODE_RETURN_MEAN,
@@ -31,8 +33,16 @@ from ray.rllib.utils.metrics import (
 )
 from ray.rllib.utils.typing import ResultDict, StateDict
 
-from rayssl.replay import Batch, FrameReplay, check_memory
-from rayssl.rllib.checkpoint import MODEL, MODEL_SETTINGS, REPLAY, damage, write_manifest
+from rayssl.device_frames import DeviceFrames
+from rayssl.replay import Batch, FrameReplay, FrameStore, HostFrames
+from rayssl.rllib.checkpoint import (
+    MODEL,
+    MODEL_SETTINGS,
+    REPLAY,
+    damage,
+    hidden_code,
+    write_manifest,
+)
 from rayssl.rllib.config import AuxDQNConfig
 from rayssl.rllib.env_runner import Rollout
 from rayssl.rllib.learner import DISCOUNTS, WEIGHTS
@@ -73,6 +83,7 @@ class AuxDQN(Algorithm):
         self._last_ping = 0.0
         self._stats: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
         self._seconds: dict[str, float] = defaultdict(float)
+        self._last_report: float | None = None  # time of the last result
         self.replay = self._make_replay(config)
         super().setup(config)
         self._push_weights()
@@ -83,7 +94,10 @@ class AuxDQN(Algorithm):
         """Samples `steps_per_iteration` agent steps and makes the updates that they are due."""
         self._stats.clear()
         self._seconds.clear()
-        self._iteration_start = time.perf_counter(), self._env_steps, self._updates_made()
+        now = time.perf_counter()
+        start = now if self._last_report is None else self._last_report
+        self._seconds["logging"] = now - start  # of the last report, and of a checkpoint
+        self._iteration_start = start, self._env_steps, self._updates_made()
         # Checkpoints fall between iterations: a resumed runner starts with the same weights.
         self._push_weights()
         target = self._env_steps + self.config.steps_per_iteration
@@ -268,10 +282,11 @@ class AuxDQN(Algorithm):
                 self.env_runner.set_state({COMPONENT_RL_MODULE: state})
 
     def _compile_iteration_results(self, **kwargs: Any) -> ResultDict:
-        """RLlib's results, with ours flat beside them; README explains each."""
+        """RLlib's results, with ours flat beside them; docs/results.md explains each."""
         results = super()._compile_iteration_results(**kwargs)
         start, steps, updates = self._iteration_start
-        wall = time.perf_counter() - start
+        self._last_report = time.perf_counter()
+        wall = self._last_report - start
         mean = {name: total / count for name, (total, count) in self._stats.items() if count}
         results.update(mean)
         results.update(
@@ -316,14 +331,21 @@ class AuxDQN(Algorithm):
         return str(saved)
 
     def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
-        """Restores everything from a folder that `save_to_path` wrote.
+        """Restores everything from a folder that `save_to_path` wrote; runs none of its code.
 
         Raises:
-          ValueError: if the checkpoint was cut short, is damaged, or is of another game or network.
+          ValueError: if the checkpoint was cut short, is damaged, holds more than plain data, or is
+            of another game or network.
         """
         wrong = damage(path)
         if wrong:
             raise ValueError(f"Checkpoint {path} cannot be used: {wrong}. Take an older one.")
+        wrong = hidden_code(path)
+        if wrong:
+            raise ValueError(
+                f"Checkpoint {path} is refused: {wrong}. It was not written by rayssl as it is; "
+                f"its weights alone can be used: experiments/evaluate.py reads {MODEL}."
+            )
         self._check_same_model(Path(path))
         super().restore_from_path(path, *args, **kwargs)
         if (Path(path) / REPLAY).exists():
@@ -389,7 +411,10 @@ class AuxDQN(Algorithm):
 
     def _make_replay(self, config: AuxDQNConfig) -> FrameReplay:
         size = config.atari_settings().frame_size
-        check_memory(config.replay_capacity_steps, (size, size), config.prioritized)
+        make_frames: Callable[[int, int], FrameStore] = HostFrames
+        if config.replay_device == "learner":
+            device = get_device(config, config.num_gpus_per_learner)
+            make_frames = partial(DeviceFrames, device=device)
         return FrameReplay(
             config.replay_capacity_steps,
             num_lanes=config.num_lanes,
@@ -402,6 +427,7 @@ class AuxDQN(Algorithm):
             prioritized=config.prioritized,
             alpha=config.priority_alpha,
             seed=config.seed,
+            make_frames=make_frames,
         )
 
     def _busy_seconds(self) -> float:

@@ -14,6 +14,7 @@ from rayssl.tasks import make_task
 
 TARGET_UNITS = ("steps", "updates")
 OPTIMIZERS = ("shared", "separate")
+REPLAY_DEVICES = ("host", "learner")
 DTYPES = ("auto", "float32", "bfloat16")
 CLIPS = ("global_norm", "norm")
 
@@ -57,6 +58,7 @@ class AuxDQNConfig(AlgorithmConfig):
         self.train_batch_size_per_learner = 32
         self.replay_ratio = 0.25
         self.replay_capacity_steps = 100_000
+        self.replay_device = "host"
         self.learning_starts_steps = 3_000
         self.target_update_freq = 1_000
         self.target_update_unit = "steps"
@@ -139,6 +141,7 @@ class AuxDQNConfig(AlgorithmConfig):
         double_q: bool = NotProvided,
         replay_ratio: float = NotProvided,
         replay_capacity_steps: int = NotProvided,
+        replay_device: str = NotProvided,
         learning_starts_steps: int = NotProvided,
         target_update_freq: int = NotProvided,
         target_update_unit: str = NotProvided,
@@ -168,6 +171,9 @@ class AuxDQNConfig(AlgorithmConfig):
           replay_ratio: TD updates per agent step, whatever the number of runners (0.25: one update
             per 4 steps).
           replay_capacity_steps: transitions kept, 7.06 kB each.
+          replay_device: where their frames lie: `host`, this process's memory, or `learner`, the
+            memory of the learner's GPU, where batches are then rebuilt. With one learner in this
+            process (num_learners=0) only.
           learning_starts_steps: steps before the first update.
           target_update_freq: period of the hard target update, in `target_update_unit`: "steps"
             (times replay_ratio: TD updates) or "updates" (TD updates).
@@ -198,6 +204,7 @@ class AuxDQNConfig(AlgorithmConfig):
             double_q=double_q,
             replay_ratio=replay_ratio,
             replay_capacity_steps=replay_capacity_steps,
+            replay_device=replay_device,
             learning_starts_steps=learning_starts_steps,
             target_update_freq=target_update_freq,
             target_update_unit=target_update_unit,
@@ -323,6 +330,7 @@ class AuxDQNConfig(AlgorithmConfig):
             ("network", tuple(sorted(TRUNKS))),
             ("target_update_unit", TARGET_UNITS),
             ("optimizers", OPTIMIZERS),
+            ("replay_device", REPLAY_DEVICES),
             ("compute_dtype", DTYPES),
             ("grad_clip_by", CLIPS),
         ):
@@ -335,6 +343,11 @@ class AuxDQNConfig(AlgorithmConfig):
                 "optimizers='separate' needs two losses that are stepped in turn: set a task and "
                 f"schedule 'alternate' or 'pretrain', got task {self.aux_task or 'none'}, schedule "
                 f"'{self.aux_schedule}'. Use optimizers='shared'."
+            )
+        if self.replay_device == "learner" and self.num_learners:
+            raise ValueError(
+                f"replay_device='learner' needs the learner in the algorithm's own process, got "
+                f"num_learners={self.num_learners}. Use num_learners=0, or replay_device='host'."
             )
         if task is not None:
             _check_task_takes_frames(task, settings)

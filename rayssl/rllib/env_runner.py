@@ -18,7 +18,7 @@ from ray.rllib.utils.typing import StateDict
 from rayssl.envs.atari import AtariStream, Game, LifeEpisode, StepRow, action_set
 from rayssl.replay import Fragment
 from rayssl.rllib.checkpoint import MODEL_SETTINGS
-from rayssl.rllib.learner import resolve_dtype
+from rayssl.rllib.learner import resolve_dtype, skip_filling_of_new_tensors
 
 
 def steps_of_checkpoint(config: Any) -> int:
@@ -54,6 +54,7 @@ class AtariEnvRunner(EnvRunner, Checkpointable):
 
     def __init__(self, *, config: Any, **kwargs: Any) -> None:
         super().__init__(config=config, **kwargs)
+        skip_filling_of_new_tensors()
         self.worker_index = self.worker_index or 0
         self._weights_version = -1
         self._params: dict[str, torch.Tensor] = {}

@@ -12,7 +12,7 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
@@ -45,6 +45,22 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+def skip_filling_of_new_tensors() -> None:
+    """Lets deterministic mode, which RLlib switches on with a seed, leave new tensors unwritten.
+
+    It would fill the output of every convolution with NaN before it is computed. Results are the
+    same: nothing here reads a tensor before it is written.
+    """
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+class _Labels(NamedTuple):
+    """Which samples of a minibatch carry a pretext label: bool `[B]`, and how many do in all."""
+
+    usable: Tensor
+    total: float  # over all learners
+
+
 class AuxDQNLearner(TorchLearner):
     """Double Q-learning with an auxiliary task on the trunk.
 
@@ -55,13 +71,14 @@ class AuxDQNLearner(TorchLearner):
     def build(self) -> None:
         """Builds module and optimizers, then the (compiled) losses and the task."""
         torch.set_num_threads(self.config.learner_threads)
+        skip_filling_of_new_tensors()
         super().build()
         config = self.config
         self._net: MultiHeadNetwork = self._module[DEFAULT_MODULE_ID].net
         self._dtype = resolve_dtype(config.compute_dtype, self._device)
         self._task = make_task(config.aux_task) if config.aux_task else None
         self._generator = torch.Generator(self._device)
-        self._generator.manual_seed((config.seed or 0) + 7919 * (1 + self._rank()))
+        self._generator.manual_seed((config.seed or 0) + 7919)  # the same in every learner
         self._slot = 0  # slots of the schedule that are done
         self._td_updates = 0
         self._aux_updates = 0
@@ -122,7 +139,7 @@ class AuxDQNLearner(TorchLearner):
         self._check_is_built()
         batch = (training_data.batch if batch is None else batch)[DEFAULT_MODULE_ID]
         columns = {
-            key: torch.as_tensor(batch[key]).to(self._device, non_blocking=True)
+            key: self._moved(batch[key])
             for key in (
                 Columns.OBS,
                 Columns.NEXT_OBS,
@@ -139,10 +156,12 @@ class AuxDQNLearner(TorchLearner):
                 f"Expected a batch of num_updates={num_updates} minibatches of one size, got "
                 f"{len(columns[Columns.ACTIONS])} rows."
             )
-        td_errors = [
-            self._run_slot({k: v[i * size : (i + 1) * size] for k, v in columns.items()})
+        minibatches = [
+            {k: v[i * size : (i + 1) * size] for k, v in columns.items()}
             for i in range(num_updates)
         ]
+        labels = self._labels_of([minibatch[Columns.OBS] for minibatch in minibatches])
+        td_errors = [self._run_slot(*slot) for slot in zip(minibatches, labels, strict=True)]
         self._weights_seq_no += num_updates
         return {
             "td_errors": torch.cat(td_errors).cpu().numpy(),
@@ -161,7 +180,35 @@ class AuxDQNLearner(TorchLearner):
         """Returns the TD loss of a batch, for RLlib's tools; `update` does not go through it."""
         return self._td_loss(batch)[0]
 
-    def _run_slot(self, batch: dict[str, Tensor]) -> Tensor:
+    def _moved(self, column: Any) -> Tensor:
+        """A column on the learner's device; to a GPU from page-locked memory, without waiting."""
+        tensor = torch.as_tensor(column)
+        if self._device.type == "cuda" and not tensor.is_cuda:
+            tensor = tensor.pin_memory()
+        return tensor.to(self._device, non_blocking=True)
+
+    def _labels_of(self, observations: list[Tensor]) -> list[_Labels | None]:
+        """The labels of each coming slot; None where it makes no aux update.
+
+        For all slots at once: each look at a number on a GPU waits for all work queued there.
+        """
+        rule = self.config.aux_schedule_rule
+        due = [
+            not {"aux", "joint"}.isdisjoint(rule.updates(self._slot + i))
+            for i in range(len(observations))
+        ]
+        if self._task is None or not any(due):
+            return [None] * len(observations)
+        usable = [
+            self._task.usable(obs) for obs, is_due in zip(observations, due, strict=True) if is_due
+        ]
+        totals = torch.stack([each.sum() for each in usable]).float()
+        if self.distributed:
+            torch.distributed.all_reduce(totals)
+        found = iter(map(_Labels, usable, totals.tolist()))
+        return [next(found) if is_due else None for is_due in due]
+
+    def _run_slot(self, batch: dict[str, Tensor], labels: _Labels | None) -> Tensor:
         """Makes the updates that the schedule has for this slot; returns TD errors `[B]`."""
         rule = self.config.aux_schedule_rule
         updates = rule.updates(self._slot)
@@ -170,13 +217,13 @@ class AuxDQNLearner(TorchLearner):
         self._slot += 1
         td_errors = torch.zeros_like(batch[Columns.REWARDS])
         if self._cosine_due(updates):
-            self._log_cosine(batch)
+            self._log_cosine(batch, labels)
         if "td" in updates:
             td_errors = self._td_update(batch)
         if "joint" in updates:
-            td_errors = self._joint_update(batch)
+            td_errors = self._joint_update(batch, labels)
         if "aux" in updates:
-            self._aux_update(batch[Columns.OBS])
+            self._aux_update(batch[Columns.OBS], labels)
         return td_errors
 
     def _td_update(self, batch: dict[str, Tensor]) -> Tensor:
@@ -185,9 +232,9 @@ class AuxDQNLearner(TorchLearner):
         self._count_td_update()
         return td_errors
 
-    def _joint_update(self, batch: dict[str, Tensor]) -> Tensor:
+    def _joint_update(self, batch: dict[str, Tensor], labels: _Labels | None) -> Tensor:
         loss, td_errors = self._td_loss(batch)
-        pretext = self._aux_loss(batch[Columns.OBS])
+        pretext = self._aux_loss(batch[Columns.OBS], labels)
         if pretext is not None:
             loss = combined_loss(loss, pretext, self.config.aux_weight)
             self._aux_updates += 1
@@ -195,8 +242,8 @@ class AuxDQNLearner(TorchLearner):
         self._count_td_update()
         return td_errors
 
-    def _aux_update(self, obs: Tensor) -> None:
-        loss = self._aux_loss(obs)
+    def _aux_update(self, obs: Tensor, labels: _Labels | None) -> None:
+        loss = self._aux_loss(obs, labels)
         if loss is None:
             return  # a step would still move the weights: by Adam's momentum
         # An Adam of its own divides a factor of the loss away again: there the weight is in its
@@ -218,19 +265,31 @@ class AuxDQNLearner(TorchLearner):
         self._log(td_loss=loss, q_mean=q_mean, td_error_abs=td_errors.abs().mean())
         return loss, td_errors.detach()
 
-    def _aux_loss(self, obs: Tensor) -> Tensor | None:
-        """Pretext loss of a batch; None if no sample of any learner carries a label."""
-        assert self._task is not None  # without a task the schedule has TD updates only
-        usable = self._task.usable(obs)
-        x_hat, y_hat = self._task(obs, generator=self._generator)
-        self._log(aux_left_out=1 - usable.float().mean())
-        share = self._usable_share(usable)
-        if share is None:
+    def _aux_loss(self, obs: Tensor, labels: _Labels | None) -> Tensor | None:
+        """This learner's part of the pretext loss; None if no learner's sample carries a label."""
+        assert labels is not None  # the schedule has an aux update here
+        usable, total = labels
+        x_hat, y_hat = self._draw(obs)
+        own = usable.sum().float()
+        self._log(aux_left_out=1 - own / len(usable))
+        if not total:  # all learners see the same total, so all skip the step or none does
             return None
-        loss, correct = self._aux_fn(x_hat, y_hat, usable, share)
+        # From the mean over own usable samples to a part of the mean over all learners' ones: the
+        # mean of these parts is what gradients are averaged to.
+        loss, correct = self._aux_fn(x_hat, y_hat, usable, own * (self._world_size() / total))
         self._log(aux_loss=loss)
-        self._stats["aux_accuracy"].append(torch.stack([correct, usable.sum().float()]))
+        self._stats["aux_accuracy"].append(torch.stack([correct, own]))
         return loss
+
+    def _draw(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """The task's transforms of this learner's shard, and their labels.
+
+        Every learner draws for all shards in turn and keeps its own: together they draw what one
+        learner draws for the joint batch.
+        """
+        assert self._task is not None
+        shards = [self._task(obs, generator=self._generator) for _ in range(self._world_size())]
+        return shards[self._rank()]
 
     def _td_forward(
         self,
@@ -297,11 +356,11 @@ class AuxDQNLearner(TorchLearner):
         both = "joint" in updates or ("td" in updates and "aux" in updates)
         return bool(every and both and (self._slot - 1) % every < self.config.aux_every)
 
-    def _log_cosine(self, batch: dict[str, Tensor]) -> None:
+    def _log_cosine(self, batch: dict[str, Tensor], labels: _Labels | None) -> None:
         """Logs the cosine of TD and aux gradients on the trunk, both at the present weights."""
         state, kept = self._generator.get_state(), self._stats
         self._stats = defaultdict(list)  # what the measurement logs itself is dropped
-        losses = [self._td_loss(batch)[0], self._aux_loss(batch[Columns.OBS])]
+        losses = [self._td_loss(batch)[0], self._aux_loss(batch[Columns.OBS], labels)]
         grads = [
             list(torch.autograd.grad(loss, self._trunk)) for loss in losses if loss is not None
         ]
@@ -316,9 +375,11 @@ class AuxDQNLearner(TorchLearner):
 
     def _reduced_stats(self) -> dict[str, tuple[float, float]]:
         """{name: (sum, count)} of this call; refuses losses that are not finite."""
+        if not self._stats:
+            return {}
+        sums = torch.stack([torch.stack(pairs).sum(dim=0) for pairs in self._stats.values()])
         stats = {}
-        for name, pairs in self._stats.items():
-            total, count = torch.stack(pairs).sum(dim=0).tolist()
+        for name, (total, count) in zip(self._stats, sums.tolist(), strict=True):
             if not math.isfinite(total):
                 raise FloatingPointError(
                     f"{name} is {total} after {self._td_updates} TD and {self._aux_updates} aux "
@@ -330,22 +391,12 @@ class AuxDQNLearner(TorchLearner):
     def _rank(self) -> int:
         return torch.distributed.get_rank() if self.distributed else 0
 
+    def _world_size(self) -> int:
+        return torch.distributed.get_world_size() if self.distributed else 1
+
     def _broadcast_parameters(self) -> None:
         for tensor in self._module[DEFAULT_MODULE_ID].state_dict().values():
             torch.distributed.broadcast(tensor, src=0)
-
-    def _usable_share(self, usable: Tensor) -> Tensor | None:
-        """Factor that turns the mean over own usable samples into this learner's part of the
-        mean over all learners' samples: 1 with one learner; None if nobody has a usable one."""
-        own = usable.sum().float()
-        total = own.clone()
-        if self.distributed:
-            torch.distributed.all_reduce(total)
-        if not total:  # all learners see the same total, so all skip the step or none does
-            return None
-        if not self.distributed:
-            return torch.ones_like(own)
-        return own * torch.distributed.get_world_size() / total
 
     def get_state(self, *args: Any, **kwargs: Any) -> StateDict:
         """Returns RLlib's learner state and ours: counters, aux parity, the task's generator."""

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import psutil
 
@@ -26,6 +26,7 @@ Resources = Mapping[str, float]  # name -> amount, as in {"CPU": 2.0, "GPU": 1.0
 TICKS_PER_UNIT = (
     10_000  # Ray counts resources in steps of 1e-4: src/ray/common/scheduling/fixed_point.h
 )
+HEAD_NODE = "node:__internal_head__"  # a resource that Ray gives to the head, one unit of it
 MIN_RUNNER_CPUS = 0.01  # a runner with less would wait longer than it works
 
 # Measured on an Atari env runner of Ray 2.60: 414 MB of proportional set size (608 MB resident, of
@@ -48,10 +49,11 @@ def fit_runner_cpus(
     learner_bundles: Sequence[Resources] = (),
     nodes: Sequence[Resources],
     total_cpus: float | None = None,
+    strategy: Literal["PACK", "SPREAD"] = "PACK",
 ) -> RunnerFit:
     """Returns the largest CPU share, at most 1, at which the nodes have room for all env runners.
 
-    The main process and the learners are placed first, by Ray's own rule (`_pack`), as another
+    The main process and the learners are placed first, by Ray's own rule (`_place`), as another
     placement could leave room that Ray does not find. The share is then the largest c <= 1 with
     sum_i floor(free_i / c) >= num_runners, rounded down to Ray's resolution of 1e-4. Whole CPUs
     give no message.
@@ -62,10 +64,12 @@ def fit_runner_cpus(
       learner_bundles: what each learner process asks for; empty if the algorithm's process learns.
       nodes: what is free on each node, as `free_resources` returns it.
       total_cpus: CPUs of all nodes, free or not, if other jobs may hold some; default: none do.
+      strategy: the config's placement_strategy; how many runners fit is the same for both, as long
+        as the others lie where it puts them.
     Raises:
       ValueError: if `num_runners` is negative, if the main process or a learner fits on no node, or
         if the share would be below 0.01 CPU. The text says what is needed and what there is.
-    Source: the strategy PACK, ray src/ray/raylet/scheduling/policy/bundle_scheduling_policy.cc.
+    Source: PACK and SPREAD, ray src/ray/raylet/scheduling/policy/bundle_scheduling_policy.cc.
     """
     if num_runners < 0:
         raise ValueError(f"num_runners must be 0 or more, got {num_runners}.")
@@ -77,7 +81,7 @@ def fit_runner_cpus(
     fixed = [("the algorithm's own process", main_bundle)]
     fixed += [(f"learner {i}", bundle) for i, bundle in enumerate(learner_bundles)]
     fixed.sort(key=lambda item: _size(item[1]), reverse=True)
-    unplaced = _pack([_ticks(bundle) for _, bundle in fixed], free)
+    unplaced = _place([_ticks(bundle) for _, bundle in fixed], free, strategy)
     if unplaced is not None:
         raise ValueError(_cannot_place(*fixed[unplaced], nodes, there))
 
@@ -112,7 +116,7 @@ def count_fitting(bundles: Sequence[Resources], nodes: Sequence[Resources], most
     free = [_ticks(node) for node in nodes]
     asked = sorted(bundles, key=_size, reverse=True)
     count = 0
-    while count < most and _pack([_ticks(bundle) for bundle in asked], free) is None:
+    while count < most and _place([_ticks(bundle) for bundle in asked], free, "PACK") is None:
         count += 1
     return count
 
@@ -140,26 +144,33 @@ def _size(resources: Resources) -> tuple[float, float, float]:
     return resources.get("GPU", 0.0), rest, resources.get("CPU", 0.0)
 
 
-def _pack(bundles: Sequence[Mapping[str, int]], free: Sequence[dict[str, int]]) -> int | None:
+def _place(
+    bundles: Sequence[Mapping[str, int]], free: Sequence[dict[str, int]], strategy: str
+) -> int | None:
     """Takes the bundles from the free nodes by Ray's rule; returns the first without room, or None.
 
-    The largest bundle goes to the node that keeps the largest part free, and that node then takes
-    whatever else it has room for before the next node is asked.
+    The largest bundle goes to the node that keeps the largest part free. PACK: that node then takes
+    whatever else it has room for before the next node is asked. SPREAD: it is asked again only when
+    no other node has room.
     """
     waiting = dict(enumerate(bundles))
     candidates = list(free)
+    used: list[dict[str, int]] = []
     while waiting:
         first = next(iter(waiting))
         fitting = [node for node in candidates if _has_room(node, waiting[first])]
+        fitting = fitting or [node for node in used if _has_room(node, waiting[first])]
         if not fitting:
             return first
         best = max(fitting, key=lambda node: _part_kept(node, waiting[first]))
-        for i, bundle in list(waiting.items()):
+        asked = waiting.items() if strategy == "PACK" else [(first, waiting[first])]
+        for i, bundle in list(asked):
             if _has_room(best, bundle):
                 for name, amount in bundle.items():
                     best[name] = best.get(name, 0) - amount
                 del waiting[i]
         candidates = [node for node in candidates if node is not best]
+        used.append(best)
     return None
 
 
@@ -366,3 +377,15 @@ def ensure_auth_token() -> None:
         pass
     finally:
         os.unlink(draft)
+
+
+def check_trial_fits(num_cpus: float, num_gpus: float) -> None:
+    """Raises ValueError if no node has room for one trial: Tune would wait for ever."""
+    nodes = free_resources()
+    if any(node.get("CPU", 0) >= num_cpus and node.get("GPU", 0) >= num_gpus for node in nodes):
+        return
+    most = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
+    raise ValueError(
+        f"A trial needs {num_cpus} CPUs and {num_gpus:g} GPUs on one node, the largest has "
+        f"{most.get('CPU', 0):g} and {most.get('GPU', 0):g} free. Lower --num-cpus or --num-gpus."
+    )

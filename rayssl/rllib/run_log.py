@@ -16,14 +16,14 @@ from typing import Any
 from ray import tune
 from tensorboardX import SummaryWriter
 
-# Columns of the logs, in order. README explains each.
+# Columns of the logs, in order. docs/results.md explains each.
 COLUMNS = (
     "env_steps", "games", "score_mean_100", "score_last", "game_length_mean_100",
     "paper_code_score_mean_100", "paper_code_score_best", "epsilon", "td_updates", "aux_updates",
     "td_loss", "td_error_abs", "q_mean", "aux_loss", "aux_accuracy", "aux_left_out",
     "gradient_cosine", "env_steps_per_s", "updates_per_s", "replay_rows", "replay_fill",
     "replay_bytes", "healthy_runners", "runner_restarts", "compiled", "wall_s", "time_sampling",
-    "time_replay", "time_learning", "time_weights", "time_waiting", "time_other",
+    "time_replay", "time_learning", "time_weights", "time_waiting", "time_logging", "time_other",
 )  # fmt: skip
 Row = dict[str, int | float | None]
 

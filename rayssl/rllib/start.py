@@ -2,10 +2,14 @@
 
 import json
 import os
+import secrets
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayssl.rllib.resources import check_cluster, ensure_auth_token
 
@@ -37,6 +41,61 @@ def start_ray(address: str) -> None:
                     f"Ray did not start at '{address}': {str(error).splitlines()[0]} Check the "
                     "address, that the cluster is up, and its token (RAY_AUTH_TOKEN_PATH)."
                 ) from error
+
+
+def check_shared(folder: Path, timeout_s: float = 60.0) -> None:
+    """Raises unless every node sees this folder and can write to it.
+
+    A trial saves its checkpoints from the node that it runs on: where the folder is not the same
+    on all, or not writable, it would fail at its first checkpoint, hours later. Nodes that join
+    later are not checked.
+
+    Args:
+      folder: of the run, as this process sees it.
+      timeout_s: seconds for all nodes to answer.
+    Raises:
+      OSError: with each node's reason and what to do.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2:  # this process has tried it already
+        return
+    answers = {}
+    with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".shared-probe-") as probe:
+        secret = secrets.token_hex(8)
+        probe.write(secret)
+        probe.flush()
+        for node in nodes:
+            here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            task = ray.remote(_not_shared).options(num_cpus=0, scheduling_strategy=here)
+            answers[task.remote(probe.name, secret)] = node["NodeManagerHostname"]
+        ready, late = ray.wait(list(answers), num_returns=len(answers), timeout=timeout_s)
+        wrong = [(answers[ref], f"no answer within {timeout_s:g} s") for ref in late]
+        for ref in ready:
+            try:
+                reason = ray.get(ref)
+            except RayError as error:
+                reason = str(error).strip().splitlines()[-1]
+            wrong += [(answers[ref], reason)] if reason else []
+    if wrong:
+        raise OSError(
+            f"Expected {folder} to be one folder that all {len(nodes)} nodes can write, got: "
+            + "; ".join(f"node {name}: {reason}" for name, reason in wrong)
+            + ". Mount the same volume or NFS folder there on every node, or pass --results-dir."
+        )
+
+
+def _not_shared(probe: str, secret: str) -> str | None:
+    """Returns what is wrong with the probe's folder on this node, or None."""
+    try:
+        if Path(probe).read_text() != secret:
+            return "another folder of that name"
+        with tempfile.TemporaryFile(dir=Path(probe).parent) as own:
+            own.write(b"rayssl")
+    except FileNotFoundError:
+        return "it does not have the folder, or another one of that name"
+    except OSError as error:
+        return f"it cannot write there ({error.strerror})"
+    return None
 
 
 def record_start(folder: Path, new: dict[str, Any]) -> None:

@@ -285,8 +285,8 @@ def _kinds(kind: Any) -> tuple[Any, ...]:
 
 
 def _value(option: str, word: str, kind: Any) -> Any:
-    """A word as a value of a type."""
-    for one in _kinds(kind):
+    """A word as a value of a type; `none` is a value of its own before it is text."""
+    for one in sorted(_kinds(kind), key=lambda one: one is not types.NoneType):
         value = _value_of_kind(word, one)
         if value is not _NO_VALUE:
             return value

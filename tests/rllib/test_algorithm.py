@@ -5,13 +5,15 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import ray
 import torch
 
-from rayssl.rllib.algorithm import AuxDQN
+from rayssl.device_frames import DeviceFrames
+from rayssl.rllib.algorithm import AuxDQN, _to_rllib
 from rayssl.rllib.checkpoint import MANIFEST, MODEL, REPLAY
 from rayssl.rllib.config import AuxDQNConfig
 
@@ -228,6 +230,39 @@ def test_two_learners_share_every_batch(build: Build) -> None:
         np.testing.assert_array_equal(value, second[name])
 
 
+def test_two_learners_equal_one_with_the_joint_batch_to_float_tolerance(build: Build) -> None:
+    one = build(make_config())
+    two = build(make_config().learners(num_learners=2, num_cpus_per_learner=0.5))
+    start = weights(one)
+    assert_equal(start, weights(two))
+    while one.replay.num_sampleable < 64:
+        one._take(one.env_runner.sample())
+    for _ in range(4):  # TD and aux updates, the latter with transforms drawn for all 8 rows
+        batch = _to_rllib(one.replay.sample(8))
+        joint = one.learner_group.update(batch=batch, num_updates=1)[0]
+        shards = two.learner_group.update(batch=batch, num_updates=1)
+        td_errors = np.concatenate([shard["td_errors"] for shard in shards])
+        np.testing.assert_allclose(td_errors, joint["td_errors"], rtol=1e-3, atol=1e-4)
+    assert joint["counts"]["aux_updates"] >= 3
+    moved, both = weights(one), weights(two)
+    for name, value in moved.items():
+        step = (value - start[name]).abs().max()
+        assert step > 0, name
+        # Adam divides by the gradient's size: where that is near 0, rounding decides its sign.
+        apart = (both[name] - value).abs()
+        assert apart.mean() < 1e-3 * step, name
+
+
+def test_run_with_frames_on_the_learners_device_equals_one_with_frames_in_memory(
+    build: Build,
+) -> None:
+    host, device = (build(make_config().training(replay_device=d)) for d in ("host", "learner"))
+    assert isinstance(device.replay._frames, DeviceFrames)
+    results = [[algo.train() for _ in range(3)][-1] for algo in (host, device)]
+    assert results[0]["td_updates"] == results[1]["td_updates"] > 0
+    assert_equal(weights(host), weights(device))
+
+
 def test_replay_that_exceeds_memory_is_refused_before_anything_starts(ray_local: None) -> None:
     config = make_config().training(replay_capacity_steps=10**12)
     with pytest.raises(MemoryError, match="Lower --replay-capacity to"):
@@ -245,3 +280,22 @@ def test_ray_is_the_only_engine(build: Build) -> None:
     algo = build(make_config(runners=1))
     runners = algo.env_runner_group._worker_manager.actors()
     assert all(isinstance(actor, ray.actor.ActorHandle) for actor in runners.values())
+
+
+def test_every_runner_computes_with_one_thread(build: Build) -> None:
+    """Else N runners on N cores would run N * N threads, each waiting for the others' barriers."""
+    from threadpoolctl import threadpool_info
+
+    algo = build(make_config(runners=2))
+
+    def threads(runner: Any) -> tuple[int, int, list[int]]:
+        pools = [pool["num_threads"] for pool in threadpool_info()]  # OpenMP and BLAS
+        return torch.get_num_threads(), runner.config.atari_settings().num_threads, pools
+
+    found = algo.env_runner_group.foreach_env_runner(threads, local_env_runner=False)
+    assert len(found) == 2
+    for torch_threads, consoles, pools in found:
+        assert (torch_threads, consoles) == (1, 1)
+        assert pools
+        assert set(pools) == {1}
+    assert algo.config.learner_threads == 1

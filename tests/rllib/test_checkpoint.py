@@ -1,11 +1,22 @@
 """A checkpoint is whole or it is not used, and the text names the file that is wrong."""
 
+import collections
 import json
+import os
+import pickle
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from rayssl.rllib.checkpoint import MANIFEST, damage, newest_whole_checkpoint, write_manifest
+from rayssl.rllib.checkpoint import (
+    MANIFEST,
+    damage,
+    hidden_code,
+    newest_whole_checkpoint,
+    write_manifest,
+)
 
 
 def make_checkpoint(folder: Path, env_steps: int = 0) -> Path:
@@ -105,3 +116,47 @@ def test_newest_whole_checkpoint_is_none_where_there_is_none(tmp_path: Path) -> 
     assert newest_whole_checkpoint(tmp_path) is None
     cut_short(make_checkpoint(tmp_path / "a", 1) / "model.pt")
     assert newest_whole_checkpoint(tmp_path) is None
+
+
+class Trap:
+    """Makes a file while it is unpickled, as an attacker's checkpoint would start a program."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_pickle_that_calls_anything_is_named_and_not_run(tmp_path: Path) -> None:
+    sprung = tmp_path / "sprung"
+    state = tmp_path / "checkpoint" / "learner_group" / "state.pkl"
+    state.parent.mkdir(parents=True)
+    state.write_bytes(pickle.dumps({"weights": np.ones(3), "more": Trap(sprung)}))
+    found = hidden_code(tmp_path / "checkpoint")
+    assert found == f"learner_group/state.pkl would call {os.mkdir.__module__}.mkdir"
+    assert not sprung.exists()
+    pickle.loads(state.read_bytes())
+    assert sprung.exists(), "the trap works where nobody looks first"
+
+
+def test_arrays_and_plain_containers_are_data(tmp_path: Path) -> None:
+    state = {
+        "array": np.arange(6.0).reshape(2, 3).T,
+        "number": np.float32(1.5),
+        "scores": collections.deque([1.0], maxlen=3),
+        "named": collections.OrderedDict(a=b"bytes"),
+    }
+    for protocol in (4, 5):
+        (tmp_path / f"{protocol}.pkl").write_bytes(pickle.dumps(state, protocol=protocol))
+    assert hidden_code(tmp_path) is None
+
+
+def test_files_that_rllib_would_read_first_or_that_are_no_pickle_are_refused(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "state.pkl").write_bytes(b"\x80\x05weights")
+    assert (hidden_code(tmp_path) or "").startswith("state.pkl is no pickle of plain data")
+    (tmp_path / "state.pkl").unlink()
+    (tmp_path / "state.msgpack").write_bytes(b"")
+    assert (hidden_code(tmp_path) or "").startswith("state.msgpack may hold code")

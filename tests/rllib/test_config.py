@@ -231,6 +231,15 @@ def test_epsilon_is_one_while_the_trunk_is_pretrained_and_falls_after(epsilon_st
     assert config.epsilon_at(404 + epsilon_steps) == 0.1
 
 
+def test_frames_on_the_learners_device_need_the_learner_in_the_algorithms_process() -> None:
+    config = training(replay_device="learner").learners(num_learners=2)
+    with pytest.raises(ValueError, match=r"got num_learners=2\. Use num_learners=0, or replay_"):
+        config.validate()
+    training(replay_device="learner").validate()
+    with pytest.raises(ValueError, match="Unknown replay_device 'gpu'. Available: host, learner"):
+        training(replay_device="gpu").validate()
+
+
 @pytest.mark.parametrize("settings", [{"task": None}, {"task": "rotation", "weight": 0}])
 def test_baseline_has_no_pretraining_and_acts_from_the_first_step(settings: dict[str, Any]) -> None:
     config = auxiliary(schedule="pretrain", pretrain_updates=100, **settings)

@@ -1,0 +1,208 @@
+"""What the parts promise together: steps/s for a number of workers, and where the limit lies.
+
+    python benchmarks/parts.py --json benchmarks/results/parts.json
+    python benchmarks/scaling.py                      # writes docs/scaling.md
+
+The model has three figures of parts.py and no free parameter. A step costs core time in the runner
+(1 / its steps/s on one core), in the learner (its threads / its steps/s) and in the intake; the
+cores of a machine give no more than so many seconds a second, and no part is faster than alone:
+
+    steps/s = min(cores / (cost of a step), workers * runner, learner, intake)
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.measure import STEPS_PER_UPDATE, show
+from benchmarks.parts import FRAMES_PER_STEP
+from rayssl.cli import refuse
+from rayssl.report import markdown_table
+
+POINT = "whole training, "
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Writes the page that puts the measured parts together."""
+
+    parts: Path = Path("benchmarks/results/parts.json")
+    """What parts.py saved."""
+    gpu: Path | None = None
+    """What `update_cost.py --gpu` saved, for the rows of machines with a GPU."""
+    out: Path = Path("docs/scaling.md")
+    """The page."""
+
+
+class Parts(NamedTuple):
+    """Figures of the parts, each alone: medians.
+
+    Attributes:
+      runner: env steps/s of one runner on one core.
+      learner: env steps/s that the learner's updates allow, at one update per 4 steps.
+      threads: cores that the learner has; 0: it learns on a GPU.
+      intake: env steps/s that the algorithm's process takes in.
+      intake_cost: core seconds of the intake per env step.
+    """
+
+    runner: float
+    learner: float
+    threads: int
+    intake: float
+    intake_cost: float
+
+
+def predict(parts: Parts, cores: int, workers: int) -> tuple[float, str]:
+    """Returns env steps/s of a training with so many workers, and which part limits it.
+
+    Without workers the games run in the learner's process, and cost the same core time.
+    """
+    cost = 1 / parts.runner + parts.threads / parts.learner + parts.intake_cost
+    limits = {"cores": cores / cost, "learner": parts.learner, "intake": parts.intake}
+    if workers:
+        limits["runners"] = workers * parts.runner
+    name = min(limits, key=lambda key: limits[key])
+    return limits[name], name
+
+
+def read_parts(rows: Sequence[dict[str, Any]]) -> Parts:
+    """Returns the figures of a file of parts.py.
+
+    Raises:
+      ValueError: if a part is missing.
+    """
+    found = {row["name"]: row["figure"]["median"] for row in rows}
+    try:
+        return Parts(
+            runner=found["runner"] / FRAMES_PER_STEP,
+            learner=found["updates, task none"] * STEPS_PER_UPDATE,
+            threads=int(rows[0]["run"]["threads"]),
+            intake=found["intake"],
+            intake_cost=found["intake, CPU"] / 1e6,
+        )
+    except (KeyError, IndexError) as error:
+        raise ValueError(
+            f"Expected a file with all parts, got none of {error}. Run benchmarks/parts.py."
+        ) from error
+
+
+def machines(parts: Parts, cores: int, gpu_updates_per_s: float | None) -> list[dict[str, Any]]:
+    """Returns one row a machine: number of workers at which the learner is the limit, and steps/s.
+
+    A core is taken to be one of this machine's.
+    """
+    cpu = f"{parts.learner / STEPS_PER_UPDATE:.0f} updates/s on {parts.threads} cores, measured"
+    kinds = [
+        (f"this machine, {cores} cores", cores, parts, cpu),
+        ("16 cores, no GPU", 16, parts, cpu),
+        ("cluster of 4 x 16 cores, no GPU", 64, parts, cpu),
+    ]
+    if gpu_updates_per_s:
+        fast = parts._replace(learner=gpu_updates_per_s * STEPS_PER_UPDATE, threads=0)
+        text = f"{gpu_updates_per_s:.0f} updates/s, measured"
+        kinds += [("16 cores and a GPU", 16, fast, text), ("cluster with a GPU", 64, fast, text)]
+    else:
+        for updates in (1_000, 3_000):
+            fast = parts._replace(learner=updates * STEPS_PER_UPDATE, threads=0)
+            text = f"if a GPU made {updates:,} updates/s: not measured"
+            kinds += [(f"{n} cores and a GPU", n, fast, text) for n in (16, 64)]
+    rows = []
+    for name, count, figures, learner in kinds:
+        free = max(1, count - max(1, figures.threads))  # the algorithm's process has a core
+        full = figures.learner / figures.runner
+        steps, limit = predict(figures, count, free)
+        rows.append(
+            {
+                "machine": name, "learner": learner, "workers that fill the learner": full,
+                "cores for workers": free, "env steps/s": steps, "limit": limit,
+            }
+        )  # fmt: skip
+    return rows
+
+
+def points(rows: Sequence[dict[str, Any]], parts: Parts, cores: int) -> list[dict[str, Any]]:
+    """Returns the measured whole trainings beside what the model says of them."""
+    found = []
+    for row in rows:
+        if row["name"].startswith(POINT):
+            workers = int(row["name"].removeprefix(POINT).split()[0])
+            predicted, limit = predict(parts, cores, workers)
+            measured = row["figure"]
+            found.append(
+                {
+                    "workers": workers, "measured env steps/s": show(measured),
+                    "predicted": predicted, "measured / predicted": measured["median"] / predicted,
+                    "limit": limit,
+                }
+            )  # fmt: skip
+    return found
+
+
+def page(rows: Sequence[dict[str, Any]], gpu_updates_per_s: float | None, source: str) -> str:
+    """Returns the page, markdown."""
+    parts, run = read_parts(rows), rows[0]["run"]
+    cores = run["machine"]["usable_cores"]
+    measured = [
+        {"part": row["name"], "figure": show(row["figure"]), "unit": row["unit"]}
+        for row in rows
+        if not row["name"].startswith(POINT)
+    ]
+    gpu = "" if gpu_updates_per_s else " No GPU was at hand: its rows say what would follow."
+    return f"""# How far it scales
+
+Written by `python benchmarks/scaling.py` from `{source}` ({run["machine"]["cpu"]}, {cores} cores,
+torch {run["versions"]["torch"]}, commit {run["commit"]}, load at the start
+{run["machine"]["load_average_1min_at_start"]}). Breakout, Nature trunk, batch 32, one TD update per
+{STEPS_PER_UPDATE} env steps, no pretext task; an env step is {FRAMES_PER_STEP} frames.
+
+## The parts, each alone
+
+{markdown_table(measured)}
+
+## Together
+
+A step costs core time in the runner, the learner and the intake. A machine has so many cores, and
+no part is faster than it is alone:
+
+    steps/s = min(cores / (1 / runner + threads / learner + intake's CPU), workers * runner,
+                  learner, intake)
+
+Whole trainings on this machine beside that prediction:
+
+{markdown_table(points(rows, parts, cores))}
+
+From how many workers on the learner is the limit: `learner / runner`.{gpu}
+
+{markdown_table(machines(parts, cores, gpu_updates_per_s))}
+
+More workers than fill the learner only wait: requests are held back, so the replay ratio holds.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> str:
+    """Writes the page and returns it."""
+    settings = tyro.cli(Settings, args=argv)
+    try:
+        rows = json.loads(settings.parts.read_text())
+        updates = None
+        if settings.gpu:
+            td = next(r for r in json.loads(settings.gpu.read_text()) if r["name"] == "td")
+            updates = float(td["updates_per_s"]["median"])
+        text = page(rows, updates, settings.parts.as_posix())
+        settings.out.parent.mkdir(parents=True, exist_ok=True)
+        settings.out.write_text(text)
+    except (OSError, ValueError, StopIteration) as error:
+        refuse(error)
+    print(f"{text}\nsaved: {settings.out}")
+    return text
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Labelled images on a disk, one folder a class, each cut at random by its own number.
+
+Which part of an image is seen in an epoch follows from (seed, epoch, image) alone: it does not
+depend on how many processes read the images, nor on where a run was cut off and resumed.
+"""
+
+import hashlib
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import Dataset
+
+MIN_AREA, MAX_ASPECT = 0.08, 4 / 3  # of RandomResizedCrop, as in torchvision and RotNet
+RESIZE_FACTOR = 256 / 224  # evaluation: shorter side over side of the centre crop
+ATTEMPTS = 10  # at a part that lies within the image; then the whole is taken
+
+Key = tuple[int, int]  # epoch (-1: evaluation), number of the image
+
+
+class ClassFolders(Dataset[tuple[Tensor, int]]):
+    """The images of `root/<class>/**`; classes are sorted by name, as torchvision's ImageFolder.
+
+    An item is asked for by (epoch, index) and is uint8 `[3, side, side]` with its label: for an
+    epoch from 0 on a random part (8% to 100% of the area, 3/4 to 4/3 wide), scaled and mirrored or
+    not; for epoch -1 the centre of the image.
+
+    Args:
+      root: folder with one folder a class.
+      side: of the images that come out, pixels.
+      seed: of the random parts.
+    Raises:
+      ValueError: if there are fewer than two classes, or a class without an image.
+      FileNotFoundError: if there is no such folder.
+    """
+
+    def __init__(self, root: Path, side: int, seed: int = 0) -> None:
+        from rayssl._torchvision import torchvision  # slow to import, so not before it is needed
+
+        if not root.is_dir():
+            raise FileNotFoundError(f"Expected a folder with one folder a class, got {root}.")
+        try:
+            found = torchvision.datasets.ImageFolder(str(root))
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"{root} must hold one folder a class with images in it: {error}"
+            ) from error
+        if len(found.classes) < 2:
+            raise ValueError(f"{root} must hold two classes or more, got {found.classes}.")
+        self.root, self.side, self.seed = root, side, seed
+        self.classes: list[str] = found.classes
+        self.paths = [path for path, _ in found.samples]
+        self.labels = [label for _, label in found.samples]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, int]:
+        epoch, index = key
+        try:
+            with Image.open(self.paths[index]) as file:
+                image = file.convert("RGB")
+        except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+            raise ValueError(
+                f"{self.paths[index]} cannot be read as an image ({error}). Remove or repair it."
+            ) from error
+        if epoch < 0:
+            image = _centre(image, self.side)
+        else:
+            rng = np.random.default_rng([self.seed, epoch, index])
+            box = random_part(image.width, image.height, rng)
+            image = image.resize((self.side, self.side), Image.Resampling.BILINEAR, box)
+            if rng.random() < 0.5:
+                image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1), self.labels[index]
+
+    def fingerprint(self) -> str:
+        """Returns a hash of the names of all images below the root, in order."""
+        names = "\n".join(str(Path(path).relative_to(self.root)) for path in self.paths)
+        return hashlib.sha256(names.encode()).hexdigest()[:16]
+
+
+def random_part(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Returns left, top, right and bottom of a random part of an image, pixels.
+
+    Its share of the area is uniform in [0.08, 1], the logarithm of its aspect uniform in
+    [log 3/4, log 4/3]. If ten draws do not fit into the image, the whole image.
+
+    Source: Szegedy et al. 2015, arXiv:1409.4842, section 6, as torchvision's RandomResizedCrop.
+    """
+    for _ in range(ATTEMPTS):
+        area = width * height * rng.uniform(MIN_AREA, 1)
+        aspect = math.exp(rng.uniform(-math.log(MAX_ASPECT), math.log(MAX_ASPECT)))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            return left, top, left + w, top + h
+    return 0, 0, width, height
+
+
+def _centre(image: Image.Image, side: int) -> Image.Image:
+    """The centre square of 224 / 256 of the shorter side, scaled to `side`."""
+    part = min(image.size) / RESIZE_FACTOR
+    left, top = (image.width - part) / 2, (image.height - part) / 2
+    box = (left, top, left + part, top + part)
+    return image.resize((side, side), Image.Resampling.BILINEAR, box)

@@ -1,0 +1,277 @@
+"""Training, validation and test crops of a face set, by what must not stand on both sides.
+
+| kind | what stays on one side | who splits so |
+| --- | --- | --- |
+| `random` | nothing: frames of one video are on both sides. It leaks | the paper's random split |
+| `video` | a video | the paper's hard split |
+| `family` | an original and its fakes | selimsef's DFDC folds |
+| `actor` | a person, seen or put in | |
+| `first-actor` | the person whose body is seen; who was put in is not checked | authors' code |
+| `part` | a part of the data on disk | selimsef, icpr2020dfdc |
+
+`video` is no neutral choice: a fake whose original is in training looks like a known real video, so
+a classifier that remembers people gives it the wrong label. `family` has no such trap.
+"""
+
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from sklearn.model_selection import GroupShuffleSplit, train_test_split
+
+from rayssl.data.faces import FaceSet
+
+SplitKind = Literal["random", "video", "family", "actor", "first-actor", "part"]
+SPLIT_KINDS: tuple[SplitKind, ...] = get_args(SplitKind)
+CANDIDATES = 100  # draws of groups of which the one nearest to the shares asked for is taken
+COLUMNS = {
+    "video": "video", "family": "family", "actor": "actor", "first-actor": "actor", "part": "part",
+}  # fmt: skip
+
+
+class Leakage(NamedTuple):
+    """What training and test have in common.
+
+    Attributes:
+      shared: videos, families, actors and parts of the test crops that are also in training or
+        validation; None where the data do not say.
+      total: how many different ones there are in the test crops; None likewise.
+      left_out: crops on no side, because their fake joins people of both.
+    """
+
+    shared: dict[str, int | None]
+    total: dict[str, int | None]
+    left_out: int
+
+
+class FaceSplit(NamedTuple):
+    """Rows of `FaceSet.frames`, int64, sorted, disjoint.
+
+    Attributes:
+      train, validation, test: rows; validation is empty where no share of it was asked for.
+      kind: of the split.
+      leakage: what test shares with training and validation.
+    """
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+    kind: SplitKind
+    leakage: Leakage
+
+
+def split_faces(
+    faces: FaceSet,
+    kind: SplitKind,
+    *,
+    seed: int,
+    test_share: float = 0.2,
+    validation_share: float = 0.0,
+) -> FaceSplit:
+    """Returns training, validation and test rows; the same for the same seed.
+
+    The shares are of crops (`random`), videos (`video`) or groups, with real and fake in test as
+    near to the share as the groups allow: the best of 100 draws. Validation is taken from training
+    by the same kind.
+
+    Args:
+      faces: the crops.
+      kind: one of SPLIT_KINDS.
+      seed: of the draw.
+      test_share: in (0, 1).
+      validation_share: of what is not test, in [0, 1); 0: no validation.
+    Raises:
+      ValueError: for an unknown kind or share, or where the data cannot be split so: a video
+        without actor, one part only, a side that would have one label only.
+      LeakageError: if what the kind keeps apart is on both sides (a fault of this module).
+    """
+    if kind not in SPLIT_KINDS:
+        raise ValueError(f"Unknown split {kind!r}. Available: {', '.join(SPLIT_KINDS)}.")
+    if not 0 < test_share < 1 or not 0 <= validation_share < 1:
+        raise ValueError(
+            "Expected a test share in (0, 1) and a validation share in [0, 1), got "
+            f"{test_share} and {validation_share}."
+        )
+    rows = np.arange(len(faces.frames), dtype=np.int64)
+    rest, test = _split(faces, rows, kind, test_share, seed, "test")
+    train, validation = rest, rows[:0]
+    if validation_share:
+        train, validation = _split(faces, rest, kind, validation_share, seed + 1, "validation")
+    split = FaceSplit(train, validation, test, kind, leakage(faces, train, validation, test))
+    check_disjoint(faces, split)
+    return split
+
+
+class LeakageError(RuntimeError):
+    """Something that a split must keep on one side is on two: never the user's fault."""
+
+
+def check_disjoint(faces: FaceSet, split: FaceSplit) -> None:
+    """Raises LeakageError if two sides share a row, or what the split's kind keeps apart."""
+    sides = {"train": split.train, "validation": split.validation, "test": split.test}
+    names = list(sides)
+    for i, a in enumerate(names):
+        for b in names[i + 1 :]:
+            shared = set(sides[a].tolist()) & set(sides[b].tolist())
+            for column in _apart(split.kind):
+                shared |= _values(faces, column, sides[a]) & _values(faces, column, sides[b])
+            if shared:
+                raise LeakageError(
+                    f"The {split.kind} split must keep {a} and {b} apart, and they share "
+                    f"{len(shared)}, e.g. {sorted(map(str, shared))[0]}."
+                )
+
+
+def leakage(faces: FaceSet, train: np.ndarray, validation: np.ndarray, test: np.ndarray) -> Leakage:
+    """Returns what the test rows share with training and validation rows."""
+    seen = np.concatenate([train, validation])
+    shared: dict[str, int | None] = {}
+    total: dict[str, int | None] = {}
+    for name in ("video", "family", "actor", "part"):
+        column = "person" if name == "actor" else name
+        known = _known(faces, column)
+        values = _values(faces, column, test)
+        shared[name] = len(values & _values(faces, column, seen)) if known else None
+        total[name] = len(values) if known else None
+    return Leakage(shared, total, len(faces.frames) - len(seen) - len(test))
+
+
+def leakage_report(split: FaceSplit) -> str:
+    """Returns the lines about a split that are printed with every result made on it."""
+    sizes = f"{len(split.train):,} training, {len(split.validation):,} validation"
+    lines = [f"split {split.kind}: {sizes} and {len(split.test):,} test crops"]
+    found = []
+    for name, count in split.leakage.shared.items():
+        total = split.leakage.total[name]
+        plural = "families" if name == "family" else f"{name}s"
+        found.append(f"{plural} {'unknown' if count is None else f'{count} of {total}'}")
+    lines.append(f"test shares with training: {', '.join(found)}")
+    if split.leakage.left_out:
+        lines.append(f"left out: {split.leakage.left_out:,} crops of fakes that join two sides")
+    if split.kind == "random":
+        lines.append(
+            "LEAKS: frames of one video are in training and test; the result says how well videos "
+            "are recognised again, not how well fakes are."
+        )
+    return "\n".join(lines)
+
+
+def _split(
+    faces: FaceSet, rows: np.ndarray, kind: SplitKind, share: float, seed: int, side: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two sorted disjoint subsets of rows, the second of about this share."""
+    labels = faces.labels[rows]
+    if kind == "random":
+        try:
+            train, test = train_test_split(
+                rows, test_size=share, stratify=labels, random_state=seed
+            )
+        except ValueError as error:
+            raise ValueError(f"A random split needs more crops: {error}") from error
+        return np.sort(train), np.sort(test)
+    videos = pd.DataFrame({"video": faces.column("video")[rows]}).drop_duplicates()
+    table = faces.videos.set_index("video").loc[videos["video"]].reset_index()
+    groups = _groups(table, kind)
+    if len(set(groups)) < 2:
+        raise ValueError(_cannot(kind, f"all videos are of one: {groups[0]}"))
+    draws = GroupShuffleSplit(CANDIDATES, test_size=share, random_state=seed)
+    try:
+        drawn = list(draws.split(table, groups=groups))
+    except ValueError as error:
+        raise ValueError(_cannot(kind, str(error).rstrip("."))) from error
+    best, best_miss = None, np.inf
+    for train, test in drawn:
+        if kind == "actor":
+            train, test = _without_crossing(table, train, test)
+        miss = _miss(table, train, test, share)
+        if miss < best_miss:
+            best, best_miss = (train, test), miss
+    if best is None:
+        raise ValueError(_cannot(kind, f"training or {side} would lack real or fake videos"))
+    of_video = pd.Index(table["video"]).get_indexer(faces.column("video")[rows])
+    train, test = (rows[np.isin(of_video, i)] for i in best)
+    return train, test
+
+
+def _miss(videos: pd.DataFrame, train: np.ndarray, test: np.ndarray, share: float) -> float:
+    """How far a draw is from what was asked for; infinite if a side lacks a label.
+
+    The sum of: the larger miss of real and fake, the mean miss over methods by their size, and the
+    share of videos on no side.
+    """
+    label = videos["label"].to_numpy()
+    if any(set(label[side]) != set(label) for side in (train, test)):
+        return np.inf
+    miss = 1 - (len(train) + len(test)) / len(videos)
+    for column, reduce in (("label", np.max), ("method", None)):
+        codes = pd.factorize(videos[column])[0]
+        size, found = np.bincount(codes), np.bincount(codes[test], minlength=codes.max() + 1)
+        off = np.abs(found / size - share)
+        miss += float(reduce(off) if reduce else np.average(off, weights=size))
+    return miss
+
+
+def _groups(videos: pd.DataFrame, kind: SplitKind) -> np.ndarray:
+    """What each video belongs to, and must not be torn from."""
+    column = COLUMNS[kind]
+    missing = int(videos[column].isna().sum())
+    if missing:
+        raise ValueError(
+            _cannot(kind, f"the data give no {column} of {missing} of {len(videos)} videos")
+        )
+    return _people(videos) if kind == "actor" else videos[column].to_numpy(str)
+
+
+def _people(videos: pd.DataFrame) -> np.ndarray:
+    """Sets of actors that fakes join (FaceForensics++), or the actor seen where that joins most.
+
+    In DFD nearly all of its 28 actors are joined; single actors are then put on one side, and a
+    fake whose two are on different sides on none.
+    """
+    actors = videos["actor"].to_numpy(str)
+    others = videos["other_actor"].where(videos["other_actor"].notna(), videos["actor"])
+    codes, names = pd.factorize(np.concatenate([actors, others.to_numpy(str)]))
+    pairs = codes[: len(videos)], codes[len(videos) :]
+    graph = coo_array((np.ones(len(videos)), pairs), shape=(len(names), len(names)))
+    component = connected_components(graph, directed=False)[1][pairs[0]]
+    return component if np.bincount(component).max() <= len(videos) / 2 else actors
+
+
+def _without_crossing(
+    videos: pd.DataFrame, train: np.ndarray, test: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both sides without the fakes whose other actor is seen on the other side."""
+    actor, other = videos["actor"].to_numpy(str), videos["other_actor"].fillna("").to_numpy(str)
+    own = [set(actor[side]) for side in (train, test)]
+    # Somebody who is only ever put in belongs to the side that has him first: training.
+    put_in = [
+        train[~np.isin(other[train], list(own[1]))],
+        test[~np.isin(other[test], list(own[0]))],
+    ]
+    only_put_in = set(other[put_in[0]]) - {""}
+    return put_in[0], put_in[1][~np.isin(other[put_in[1]], list(only_put_in))]
+
+
+def _apart(kind: SplitKind) -> tuple[str, ...]:
+    """The columns whose values a split keeps on one side; a group keeps its videos together."""
+    if kind == "random":
+        return ()
+    return ("video", {"actor": "person", "first-actor": "actor"}.get(kind, kind))
+
+
+def _values(faces: FaceSet, column: str, rows: np.ndarray) -> set[str]:
+    columns = ("actor", "other_actor") if column == "person" else (column,)
+    return {v for c in columns for v in pd.unique(pd.Series(faces.column(c)[rows]).dropna())}
+
+
+def _known(faces: FaceSet, column: str) -> bool:
+    return not faces.videos["actor" if column == "person" else column].isna().any()
+
+
+def _cannot(kind: SplitKind, why: str) -> str:
+    others = ", ".join(k for k in SPLIT_KINDS if k not in (kind, "random"))
+    return (
+        f"A {kind} split cannot be made: {why}. Choose another kind: {others}, or random (leaks)."
+    )

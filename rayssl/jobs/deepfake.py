@@ -1,0 +1,151 @@
+"""The job `deepfake`: a classifier over a frozen backbone tells fakes from real faces."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ray import tune
+
+from rayssl.data.faces import FaceSet, load_face_set
+from rayssl.deepfake import OTHER, TABLE_III, ProbeSettings, split_of
+from rayssl.deepfake_trainables import SCALARS, DeepfakeProbe, Place, epoch_row, epoch_text
+from rayssl.jobs import Job, Row, Write
+from rayssl.report import read_epochs
+from rayssl.trainables import EpochWriter, newest_state
+
+# A guess, not measured: PyTorch, Ray and scikit-learn, a RevNet-50x4 and features of 77,000 crops.
+TRIAL_BYTES = 2e9
+
+
+@dataclass(frozen=True)
+class DeepfakeTrial(ProbeSettings):
+    """One probe: its settings, and the faces.
+
+    Attributes:
+      faces: folder of a face set, as `deepfake.py prepare` or `demo` wrote it.
+      features_dir: folder of cached features; None: `features` in the face set's folder.
+    """
+
+    faces: Path = Path("results/local/drawn-faces/faces")
+    features_dir: Path | None = None
+
+    def probe(self) -> ProbeSettings:
+        """Returns the fields of ProbeSettings."""
+        return ProbeSettings(**{f.name: getattr(self, f.name)
+                                for f in dataclasses.fields(ProbeSettings)})  # fmt: skip
+
+    def place(self) -> Place:
+        """Returns where the trial reads."""
+        features = self.features_dir or self.faces / "features"
+        return Place(str(self.faces.resolve()), str(features.resolve()))
+
+
+@lru_cache(maxsize=4)
+def _load(folder: Path) -> FaceSet:
+    return load_face_set(folder)
+
+
+class TrialOfProbe(DeepfakeProbe):
+    """DeepfakeProbe with the job's Tune config: settings of a DeepfakeTrial and the sweep's."""
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        """Returns what the config says that this trial gets."""
+        return tune.PlacementGroupFactory(config["bundles"])
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Builds the probe; goes on from a checkpoint that the config names."""
+        settings: DeepfakeTrial = JOB.from_json(config)
+        super().setup({
+            "probe": dataclasses.asdict(settings.probe()),
+            "place": dataclasses.asdict(settings.place()),
+            "num_cpus": config["cpus"], "restore_from": config.get("restore_from"),
+        })  # fmt: skip
+
+
+class DeepfakeJob(Job):
+    """Table III, section V-B; a step of progress is an epoch, or a whole strict probe."""
+
+    name: ClassVar = "deepfake"
+    settings: ClassVar = DeepfakeTrial
+    unit: ClassVar = "epoch"
+    metric: ClassVar = "test_accuracy"
+    judged_by: ClassVar = (
+        "the validation log-loss, negated; with --protocol paper-code by the last test accuracy, "
+        "so the test set chooses"
+    )
+
+    def check(self, settings: DeepfakeTrial) -> None:
+        """Raises ValueError or OSError for settings, faces or weights that do not fit."""
+        settings.probe().check()
+        split_of(settings.probe(), _load(settings.faces))
+        settings.probe().make_backbone()
+
+    def trainable(self, trials: Sequence[DeepfakeTrial]) -> Any:
+        """Returns the trainable; faces and features are read from their folders."""
+        return TrialOfProbe
+
+    def planned(self, settings: DeepfakeTrial) -> int:
+        """Returns the epochs of paper-code; 1 for strict."""
+        if settings.protocol == "strict":
+            return 1
+        return settings.epochs or TABLE_III.get(settings.backbone, OTHER).epochs
+
+    def bundles(self, settings: DeepfakeTrial, cpus: int, gpus: float) -> list[dict[str, float]]:
+        """Returns the one process of a trial."""
+        return [{"CPU": cpus, "memory": TRIAL_BYTES} | ({"GPU": gpus} if gpus else {})]
+
+    def objective(self, row: Row, settings: DeepfakeTrial) -> float | None:
+        """Returns the negative validation log-loss where the protocol has a validation part."""
+        if settings.protocol == "strict":
+            value = row.get("validation_log_loss")
+            return None if value is None else -float(value)
+        return super().objective(row, settings)
+
+    def reported(self, rows: Sequence[Row], settings: DeepfakeTrial) -> float | None:
+        """Returns the test accuracy of the epoch that the protocol selects so far."""
+        selected = rows[-1]["selected_epoch"] if rows else None
+        return next((row[self.metric] for row in rows if row["epoch"] == selected), None)
+
+    def open_log(self, folder: Path, name: str, resumed_at: int) -> Write:
+        """Returns the writer of epochs.jsonl and tb/."""
+        writer = EpochWriter(folder, SCALARS)
+
+        def write(result: dict[str, Any], settings: DeepfakeTrial) -> None:
+            writer.write({"trial": name, **epoch_row(settings.probe(), result)}, folder / "tb")
+
+        return write
+
+    def rows(self, folder: Path) -> list[dict[str, Any]]:
+        """Returns one row an epoch."""
+        return read_epochs(folder)
+
+    def newest_checkpoint(self, folder: Path) -> tuple[Path, int] | None:
+        """Returns the whole checkpoint with the most epochs; a strict probe has none."""
+        return newest_state(folder.glob("checkpoint_*"))
+
+    def line(self, row: Row, settings: DeepfakeTrial) -> str:
+        """Returns epoch, loss and accuracy, or the final accuracy with its interval."""
+        return epoch_text(row)
+
+    def seconds_per_unit(self, row: Row) -> float | None:
+        """Returns the seconds of an epoch, or of a whole strict probe."""
+        return row.get("seconds")
+
+    def typical_seconds(self, settings: DeepfakeTrial) -> tuple[float, str]:
+        """Returns what one pass of a ResNet-50 over the crops takes at a guess."""
+        crops = len(_load(settings.faces).frames)
+        return 0.1 * crops, "a guess of 0.1 s for a crop, a ResNet-50 on one core"
+
+    def alike(self, saved: Mapping[str, Any], settings: DeepfakeTrial) -> bool:
+        """Returns whether faces, backbone and protocol are the same."""
+        names = ("protocol", "backbone")
+        return saved.get("faces") == str(settings.faces) and all(
+            saved.get(k) in (v, [v]) for k in names for v in (getattr(settings, k),)
+        )
+
+
+JOB = DeepfakeJob()

@@ -1,0 +1,295 @@
+"""deepfake.py probe and report, and attribution.py, from end to end on a toy face set."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from experiments import attribution, deepfake
+from rayssl.data.faces import FaceSet
+from rayssl.deepfake import TABLE_III, ProbeSettings
+from rayssl.jobs import find_job
+from rayssl.report import read_epochs
+from tests.toy_faces import write_toy_faces
+
+ROOT = Path(__file__).parent.parent
+Refuse = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> FaceSet:
+    return write_toy_faces(tmp_path_factory.mktemp("toy") / "faces", families=6, frames=2)
+
+
+# Mistakes
+
+
+@pytest.fixture
+def refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Refuse:
+    """A function that runs main, expects exit code 2 and no trace, and returns stderr."""
+
+    def started(*args: object, **kwargs: object) -> None:
+        raise AssertionError("Expected the mistake to be found before Ray starts.")
+
+    for name in ("start_ray", "run_probes", "extract_features"):
+        monkeypatch.setattr(deepfake, name, started)
+    monkeypatch.chdir(tmp_path)  # where the default results/local would be made
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "no-weights"))
+    monkeypatch.setattr("rayssl.backbones.weights.download", no_network)
+
+    def run(*words: str, main: Callable[..., object] = deepfake.main) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+        err = capsys.readouterr().err
+        assert stop.value.code == 2
+        assert sorted(tmp_path.rglob("*")) == before
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+        return err
+
+    return run
+
+
+def no_network(url: str, path: Path) -> Path:
+    raise OSError("no network in tests")
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--backbone", "vgg"], "Unknown backbone 'vgg'. Available: alexnet-imagenet"),
+        (["--backbone"], "--backbone needs at least one value, got none."),
+        (["--seeds", "0"], "--seeds must be 1 or more, got 0."),
+        (["--num-gpus", "nan"], "--num-gpus must be 0 or more, got nan."),
+        (
+            ["--layer", "conv5"],
+            "No backbone has a layer 'conv5'. They have resnet50-random: layer1",
+        ),
+        (["--c", "-1"], "c is logistic regression's and above 0, got -1.0."),
+        (["--test-share", "1"], "test_share must be in (0, 1), got 1.0."),
+        (["--classifier", "sgd", "--epochs", "0"], "1 or more, got 0."),
+        (["--classifier", "adam"], "must be one of logistic, sgd, knn, got 'adam'."),
+        (["--split", "part"], "A part split cannot be made"),
+        (["--name", "a/b"], "--name must be a plain folder name, got 'a/b'."),
+        (["--name", ".."], "--name must be a plain folder name, got '..'."),
+        (["--weights", "x.pth"], "Expected --weights BACKBONE=PATH of a --backbone, got 'x.pth'."),
+        (["--resume", "gone"], "gone is not the folder of an experiment: no settings.json."),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_value_is_one_line_that_says_what_to_do(
+    words: list[str], text: str, refused: Refuse, faces: FaceSet
+) -> None:
+    backbone = [] if "--backbone" in words else ["--backbone", "resnet50-random"]
+    assert text in refused("probe", str(faces.folder), *backbone, *words)
+
+
+def test_folder_without_faces_is_refused(refused: Refuse, tmp_path: Path) -> None:
+    assert "holds no prepared faces: faces.json is missing" in refused("probe", str(tmp_path))
+    assert "No faces given." in refused("probe")
+
+
+def test_folder_of_another_experiment_is_refused(
+    refused: Refuse, tmp_path: Path, faces: FaceSet
+) -> None:
+    folder = tmp_path / "results" / "local" / "deepfake"
+    folder.mkdir(parents=True)
+    (folder / "settings.json").write_text("{}")
+    err = refused("probe", str(faces.folder), "--backbone", "resnet50-random")
+    assert "results/local/deepfake holds an experiment already. Go on with --resume" in err
+
+
+def write_settings(folder: Path, fingerprint: str, **settings: object) -> None:
+    saved = {"settings": settings, "faces": {"fingerprint": fingerprint, "dataset": "d"}}
+    (folder / "settings.json").write_text(json.dumps(saved))
+
+
+def test_resumed_experiment_keeps_its_settings_and_faces(
+    refused: Refuse, tmp_path: Path, faces: FaceSet
+) -> None:
+    write_settings(tmp_path, faces.fingerprint, faces=str(faces.folder), classifier=["knn"],
+                   backbone=["resnet50-random"])  # fmt: skip
+    err = refused("probe", "--resume", str(tmp_path), "--classifier", "sgd")
+    assert "was started with classifier ('knn',), got ('sgd',)." in err
+    write_settings(tmp_path, "another", faces=str(faces.folder), backbone=["resnet50-random"])
+    assert "Results of two face sets do not mix" in refused("probe", "--resume", str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"settings": {}, "faces": 7}'])
+def test_damaged_settings_are_refused(text: str, refused: Refuse, tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text(text)
+    assert "settings.json as deepfake.py probe writes it" in refused(
+        "probe", "--resume", str(tmp_path)
+    )
+    assert "settings.json as deepfake.py probe writes it" in refused("report", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["gone.pt"], "No checkpoint at gone.pt. Pass a file in heads/"),
+        (["damaged.pt"], "Expected damaged.pt to be a probe that deepfake.py probe wrote, got"),
+        (["other.pt"], "other.pt is of kind 'gan'. Available: deepfake-probe."),
+        (["probe.pt"], "to name the face set, got FileNotFoundError. Pass --faces."),
+        (["probe.pt", "--shown", "0"], "--shown must be 1 or more, got 0."),
+    ],
+)
+def test_checkpoint_that_cannot_be_explained_is_refused(
+    words: list[str], text: str, refused: Refuse, tmp_path: Path
+) -> None:
+    (tmp_path / "damaged.pt").write_bytes(b"PK no archive")
+    torch.save({"kind": "gan"}, tmp_path / "other.pt")
+    torch.save({"kind": "deepfake-probe"}, tmp_path / "probe.pt")
+    assert text in refused(*words, main=attribution.main)
+
+
+# Which trials there are
+
+
+def names(faces: FaceSet, **changes: Any) -> list[str]:
+    run = dataclasses.replace(deepfake.Probe(faces.folder), **changes)
+    return sorted(settings.name for settings in deepfake.trials_of(run, faces))
+
+
+def test_plain_command_has_a_random_and_a_hard_split_for_each_row_of_table_iii(
+    faces: FaceSet,
+) -> None:
+    found = names(faces)
+    assert len(found) == 2 * len(TABLE_III)
+    assert "strict-alexnet-rotnet-fc_block-family-logistic-s0" in found
+
+
+def test_paper_code_splits_by_the_first_actor_where_there_are_actors(faces: FaceSet) -> None:
+    words: dict[str, Any] = {"protocol": ("paper-code",), "backbone": ("resnet50-random",)}
+    assert names(faces, **words) == [
+        "paper-code-resnet50-random-avgpool-first-actor-adam-s0",
+        "paper-code-resnet50-random-avgpool-random-adam-s0",
+    ]
+    nobody = dataclasses.replace(faces, videos=faces.videos.assign(actor=None))
+    assert names(nobody, **words)[1] == "paper-code-resnet50-random-avgpool-video-adam-s0"
+
+
+def test_layers_classifiers_c_and_seeds_are_crossed(faces: FaceSet) -> None:
+    found = names(
+        faces, backbone=("resnet50-random",), layer=("layer1", "avgpool"), split=("family",),
+        classifier=("logistic", "knn"), c=(0.1, 1.0), seeds=2,
+    )  # fmt: skip
+    assert len(found) == 2 * 2 * (2 + 1)
+    assert "strict-resnet50-random-layer1-family-logistic-C0.1-s1" in found
+
+
+def test_backbone_without_a_layer_that_was_asked_for_gives_the_authors(faces: FaceSet) -> None:
+    found = names(
+        faces, backbone=("resnet50-random", "alexnet-imagenet"), layer=("layer1",),
+        split=("family",),
+    )  # fmt: skip
+    assert found == [
+        "strict-alexnet-imagenet-fc7-family-logistic-s0",
+        "strict-resnet50-random-layer1-family-logistic-s0",
+    ]
+
+
+def test_job_of_a_sweep_checks_and_judges_by_validation(faces: FaceSet) -> None:
+    job = find_job("deepfake")
+    settings = job.from_json({"faces": str(faces.folder), "layer": "layer1", "seed": 3})
+    job.check(settings)
+    assert settings.probe() == ProbeSettings(layer="layer1", seed=3)
+    assert (job.planned(settings), job.metric) == (1, "test_accuracy")
+    assert job.objective({"validation_log_loss": 0.5, "test_accuracy": 1.0}, settings) == -0.5
+    paper = dataclasses.replace(settings, protocol="paper-code", classifier="adam")
+    assert job.planned(paper) == 10
+    rows = [{"epoch": 1, "selected_epoch": 1, "test_accuracy": 0.9},
+            {"epoch": 2, "selected_epoch": 1, "test_accuracy": 0.6}]  # fmt: skip
+    assert job.reported(rows, paper) == 0.9
+    with pytest.raises(ValueError, match="layer of resnet50-random"):
+        job.check(dataclasses.replace(settings, layer="conv1"))
+
+
+# The whole way
+
+
+def run_script(script: str, *words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, str(ROOT / "experiments" / script), *words],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.fixture(scope="module")
+def experiment(faces: FaceSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Table III's first two rows, the second without weights, under both protocols."""
+    base = tmp_path_factory.mktemp("results")
+    missing = base / "no.pth"
+    done = run_script(
+        "deepfake.py", "probe", str(faces.folder), "--results-dir", str(base), "--name", "toy",
+        "--backbone", "resnet50-random", "resnet50-imagenet",
+        "--weights", f"resnet50-imagenet={missing}", "--layer", "layer1", "--epochs", "1",
+        "--protocol", "strict", "paper-code", "--split", "family",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    (base / "printed").write_text(done.stdout)
+    return base / "toy"
+
+
+@pytest.mark.slow
+def test_table_iii_from_a_face_set_to_the_printed_tables(experiment: Path) -> None:
+    printed = (experiment.parent / "printed").read_text()
+    report = (experiment / "report.md").read_text()
+    assert "stand-in of drawn faces: 2 of 2 trials to run" in printed
+    assert "### Table III under `strict`, stand-in of drawn faces" in report
+    assert "ResNet-50 (ImageNet pre-trained): not run: Weight file missing: " in report
+    rows = {row["protocol"]: row for row in read_epochs(experiment)}
+    assert rows["strict"]["changed_statistics"] == []
+    assert "network.bn1.running_mean" in rows["paper-code"]["changed_statistics"]
+    assert (experiment / "table3.png").read_bytes().startswith(b"\x89PNG")
+    saved = json.loads((experiment / "settings.json").read_text())
+    assert list(saved["missing"]) == ["resnet50-imagenet"]
+    for name in (row["trial"] for row in rows.values()):
+        assert (experiment / "heads" / f"{name}.pt").is_file()
+        assert list((experiment / "tb" / name).glob("events.*"))
+
+
+@pytest.mark.slow
+def test_resumed_experiment_runs_nothing_twice_and_takes_more_seeds_from_the_cache(
+    experiment: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(deepfake, "start_ray", lambda address: pytest.fail("nothing is left"))
+    before = (experiment / "report.md").read_bytes()
+    report = deepfake.main(["probe", "--resume", str(experiment)])
+    assert (experiment / "report.md").read_bytes() == before
+    assert report in capsys.readouterr().out
+    out = experiment.parent / "again"
+    assert deepfake.main(["report", str(experiment), "--out", str(out)]) == report
+    assert (out / "table3.png").is_file()
+
+
+@pytest.mark.slow
+def test_attribution_of_a_probe_draws_panels_and_marks_the_maps(
+    experiment: Path, tmp_path: Path
+) -> None:
+    head = experiment / "heads" / "strict-resnet50-random-layer1-family-logistic-s0.pt"
+    words = [str(head), "--samples", "2", "--shown", "2", "--scored", "2"]
+    found = attribution.main([*words, "--out", str(tmp_path / "a")])
+    own, fresh, chance = found["rows"]
+    assert chance["energy inside"][0] == pytest.approx(1 / 16, abs=0.01)  # a quarter of each side
+    assert own["energy inside"][0] > 2 * chance["energy inside"][0]
+    assert own["energy inside"] != fresh["energy inside"]
+    for name in ("panel.png", "redrawn.png"):
+        assert (tmp_path / "a" / name).read_bytes().startswith(b"\x89PNG")
+    again = attribution.main([*words, "--out", str(tmp_path / "b"), "--batch-size", "1"])
+    for row, other in zip(found["rows"], again["rows"], strict=True):
+        assert np.allclose(row["energy inside"], other["energy inside"], rtol=1e-3)

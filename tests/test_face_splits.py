@@ -1,0 +1,179 @@
+"""Splits of face sets: apart what must be, leaks named, what cannot be made refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from rayssl.data.face_splits import (
+    SPLIT_KINDS,
+    LeakageError,
+    SplitKind,
+    check_disjoint,
+    leakage_report,
+    split_faces,
+)
+from rayssl.data.faces import FaceSet
+
+FRAMES = 5
+APART: dict[SplitKind, tuple[str, ...]] = {
+    "video": ("video",),
+    "family": ("video", "family"),
+    "first-actor": ("video", "family", "actor"),
+    "part": ("video", "family", "part"),
+}
+
+
+def face_set(videos: pd.DataFrame) -> FaceSet:
+    """A face set of these videos with FRAMES crops each, and no pixels."""
+    frames = pd.DataFrame({"video": np.repeat(videos["video"].to_numpy(), FRAMES)})
+    frames["frame"] = np.tile(np.arange(FRAMES), len(videos))
+    return FaceSet(Path("nowhere"), videos, frames, {"size": 8}, "0")
+
+
+def dfdc_like(families: int = 40, actors: int = 10, parts: int = 5) -> pd.DataFrame:
+    """Each family: an original and two fakes, by methods a and b; the other actor is the next."""
+    rows: list[dict[str, Any]] = []
+    for f in range(families):
+        actor = f % actors
+        base = {"family": f"o{f}", "part": f"part_{actor % parts}", "actor": f"p{actor}"}
+        rows.append(base | {"video": f"o{f}", "label": 0, "method": "original"})
+        for method in "ab":
+            other = f"p{(actor + 1) % actors}"
+            fake = {"video": f"f{f}{method}", "label": 1, "method": method, "other_actor": other}
+            rows.append(base | fake)
+    return pd.DataFrame(rows)
+
+
+def values(faces: FaceSet, column: str, rows: np.ndarray) -> set[str]:
+    return set(faces.column(column)[rows])
+
+
+@pytest.mark.parametrize("kind", APART)
+def test_split_shares_nothing_that_its_kind_keeps_apart(kind: SplitKind) -> None:
+    faces = face_set(dfdc_like())
+    split = split_faces(faces, kind, seed=0, validation_share=0.25)
+    sides = (split.train, split.validation, split.test)
+    assert min(map(len, sides)) > 0
+    for column in APART[kind]:
+        for a, b in ((0, 1), (0, 2), (1, 2)):
+            assert not values(faces, column, sides[a]) & values(faces, column, sides[b])
+    assert sorted(np.concatenate(sides)) == list(range(len(faces.frames)))
+
+
+def test_random_split_shares_videos_and_says_that_it_leaks() -> None:
+    faces = face_set(dfdc_like())
+    split = split_faces(faces, "random", seed=0)
+    shared = values(faces, "video", split.train) & values(faces, "video", split.test)
+    assert shared
+    assert split.leakage.shared["video"] == len(shared)
+    assert "LEAKS" in leakage_report(split)
+    assert "LEAKS" not in leakage_report(split_faces(faces, "family", seed=0))
+
+
+def test_video_split_tears_fakes_from_their_originals_and_reports_it() -> None:
+    split = split_faces(face_set(dfdc_like()), "video", seed=0)
+    assert split.leakage.shared["video"] == 0
+    assert split.leakage.shared["family"]
+    assert "videos 0 of 24, families" in leakage_report(split)
+
+
+@pytest.mark.parametrize("kind", SPLIT_KINDS)
+def test_split_is_the_same_for_the_same_seed_and_another_for_another(kind: SplitKind) -> None:
+    faces = face_set(dfdc_like())
+    one, again, other = (split_faces(faces, kind, seed=s, test_share=0.3) for s in (1, 1, 2))
+    assert np.array_equal(one.test, again.test)
+    assert not np.array_equal(one.test, other.test)
+    assert len(one.test) > 0
+
+
+@pytest.mark.parametrize("kind", ["video", "family"])
+def test_test_side_has_its_share_of_real_fake_and_each_method(kind: SplitKind) -> None:
+    faces = face_set(dfdc_like(families=50))
+    split = split_faces(faces, kind, seed=3, test_share=0.2)
+    for method in ("original", "a", "b"):
+        assert 8 <= (faces.column("method")[split.test] == method).sum() / FRAMES <= 12
+
+
+def test_actor_split_leaves_out_fakes_whose_two_people_are_on_two_sides() -> None:
+    faces = face_set(dfdc_like())  # every actor is joined to the next: one ring, as in DFD
+    split = split_faces(faces, "actor", seed=0, test_share=0.4)
+    people = [
+        values(faces, "actor", rows) | values(faces, "other_actor", rows) - {np.nan}
+        for rows in (split.train, split.test)
+    ]
+    assert not people[0] & people[1]
+    assert split.leakage.left_out == len(faces.frames) - len(split.train) - len(split.test) > 0
+    assert "left out" in leakage_report(split)
+
+
+def test_actor_split_keeps_joined_people_together_where_they_are_few() -> None:
+    videos = dfdc_like(actors=20)
+    pair = videos["actor"].str[1:].astype(int) // 2  # FaceForensics++ swaps within pairs
+    videos.loc[videos["label"] == 1, "other_actor"] = "p" + (2 * pair + 1).astype(str)
+    split = split_faces(face_set(videos), "actor", seed=0)
+    assert split.leakage.left_out == 0
+    assert split.leakage.shared["actor"] == 0
+
+
+def test_first_actor_split_ignores_the_person_put_in_as_the_authors_code_does() -> None:
+    split = split_faces(face_set(dfdc_like()), "first-actor", seed=0)
+    assert split.leakage.left_out == 0
+    assert split.leakage.shared["actor"]
+
+
+def test_check_refuses_a_family_on_two_sides() -> None:
+    faces = face_set(dfdc_like())
+    split = split_faces(faces, "video", seed=0)
+    with pytest.raises(LeakageError, match="must keep train and test apart, and they share"):
+        check_disjoint(faces, split._replace(kind="family"))
+
+
+def test_check_refuses_a_row_on_two_sides_even_in_a_random_split() -> None:
+    faces = face_set(dfdc_like())
+    split = split_faces(faces, "random", seed=0)
+    with pytest.raises(LeakageError, match="train and test"):
+        check_disjoint(faces, split._replace(test=split.train[:1]))
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "text"),
+    [
+        (
+            lambda v: v.assign(actor=np.nan),
+            "actor",
+            "An? actor split .* the data give no actor of 120 of 120",
+        ),
+        (lambda v: v.assign(part="one"), "part", "all videos are of one: one"),
+        (lambda v: v.assign(part=np.where(v.label, "a", "b")), "part", "lack real or fake videos"),
+        (lambda v: v.assign(family=v.family.where(v.label == 0)), "family", "no family of 80"),
+    ],
+)
+def test_split_that_the_data_do_not_allow_is_refused_with_the_reason(
+    change: Callable[[pd.DataFrame], pd.DataFrame], kind: SplitKind, text: str
+) -> None:
+    with pytest.raises(ValueError, match=text):
+        split_faces(face_set(change(dfdc_like())), kind, seed=0)
+
+
+def test_leakage_report_says_unknown_where_the_data_give_no_actor() -> None:
+    videos = dfdc_like().assign(actor=np.nan)
+    assert "actors unknown" in leakage_report(split_faces(face_set(videos), "family", seed=0))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"kind": "hard"}, "Unknown split 'hard'. Available: random, video"),
+        ({"test_share": 0.0}, "Expected a test share in"),
+        ({"test_share": 1.0}, "Expected a test share in"),
+        ({"validation_share": 1.0}, "a validation share in"),
+        ({"kind": "part", "test_share": 0.95}, "A part split cannot be made"),
+    ],
+)
+def test_wrong_share_or_kind_is_refused(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        split_faces(face_set(dfdc_like()), **{"kind": "family", "seed": 0, **options})

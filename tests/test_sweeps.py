@@ -1,0 +1,372 @@
+"""What a sweep varies, what it writes, and what it knows again after a kill. Nothing is trained."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.metadata import (
+    SESSION_START_INFO_TAG,
+    parse_session_start_info_plugin_data,
+)
+
+from rayssl.jobs import available_jobs, find_job
+from rayssl.jobs.mnist import MnistTrial
+from rayssl.rllib.resources import count_fitting
+from rayssl.rllib.stopping import StopAtSteps
+from rayssl.sweeps.axes import (
+    LogRange,
+    Trial,
+    baselines,
+    draw_points,
+    end_points,
+    grid_points,
+    parse_axis,
+    trials_of_points,
+)
+from rayssl.sweeps.estimate import duration, estimate
+from rayssl.sweeps.folder import FAILED, FINISHED, RUNNING, WAITING, SweepFolder, read_trials
+from rayssl.sweeps.hparams import write_hparams
+from rayssl.sweeps.tuning import AshaFromLogs, TrialQueue, adapted
+
+DOCS = Path(__file__).parent.parent / "docs" / "results.md"
+MNIST, ATARI = find_job("mnist"), find_job("atari")
+
+
+def axes_of(job: Any, **words: str) -> dict[str, Any]:
+    return dict(parse_axis(job, name, text.split()) for name, text in words.items())
+
+
+def names(trials: list[Trial]) -> list[str]:
+    return [trial.name for trial in trials]
+
+
+# Jobs
+
+
+@pytest.mark.parametrize("name", available_jobs())
+def test_every_job_describes_itself_and_its_defaults_can_run(name: str) -> None:
+    job = find_job(name)
+    assert job.name == name
+    assert job.judged_by
+    base = job.settings()
+    assert base.seed == 0
+    assert job.planned(base) > 0
+    assert job.bundles(base, 2, 0.5)[0] | {"memory": 0} == {"CPU": 2, "GPU": 0.5, "memory": 0}
+    assert job.from_json(json.loads(json.dumps(vars(base), default=str))) == base
+    assert set(job.aux_only) | set(job.adaptable) <= set(vars(base))
+    assert (
+        job.typical_seconds(
+            replace(base, **({"dataset": "digits"} if "dataset" in vars(base) else {}))
+        )[0]
+        > 0
+    )
+
+
+def test_unknown_job_names_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="Unknown job 'minst'. Available: .*atari.*mnist"):
+        find_job("minst")
+
+
+# Axes
+
+
+def test_grid_is_every_combination_for_every_seed_and_seeds_come_last() -> None:
+    axes = axes_of(MNIST, aux_weight="0.1 1", lr="1 0.5")
+    trials = trials_of_points(MNIST, MnistTrial(), axes, grid_points(axes), range(2))
+    first = ["w0.1-lr1", "w0.1-lr0.5", "w1-lr1", "w1-lr0.5"]
+    assert names(trials) == [f"{name}-s{seed}" for seed in (0, 1) for name in first]
+    assert [trial.group for trial in trials] == [0, 1, 2, 3] * 2
+    assert trials[1].settings == MnistTrial(aux_weight=0.1, lr=0.5, seed=0)
+
+
+def test_weight_0_and_task_none_are_one_baseline_a_seed() -> None:
+    axes = axes_of(MNIST, aux_weight="0 1", aux_task="none rotation", aux_copies="one all")
+    points = [*baselines(MNIST, MnistTrial(), axes), *grid_points(axes)]
+    assert len(points) == 1 + 8
+    trials = trials_of_points(MNIST, MnistTrial(), axes, points, range(2))
+    assert names(trials[:3]) == ["w0-aux_copiesNone-s0", "w1-rotation-aux_copiesone-s0",
+                                 "w1-rotation-aux_copiesall-s0"]  # fmt: skip
+    assert len(trials) == 6
+    assert trials[0].settings == MnistTrial(aux_task="none", aux_weight=0.0, aux_copies=None)
+
+
+def test_baseline_of_atari_drops_what_only_the_head_uses() -> None:
+    axes = axes_of(ATARI, aux_every="1 4", schedule="joint pretrain", n_step="1 3")
+    base = ATARI.settings(optimizers="separate", pretrain_updates=7)
+    plain = trials_of_points(ATARI, base, axes, baselines(ATARI, base, axes), [0])
+    assert names(plain) == ["none-n_step1-s0", "none-n_step3-s0"]
+    settings = plain[0].settings
+    assert (settings.aux_task, settings.aux_weight) == ("none", 0.0)
+    assert (settings.optimizers, settings.pretrain_updates, settings.aux_every) == ("shared", 0, 1)
+    ATARI.check(settings)
+
+
+def test_no_baseline_where_the_head_is_not_varied() -> None:
+    assert baselines(MNIST, MnistTrial(), axes_of(MNIST, lr="1 2")) == []
+    assert baselines(MNIST, MnistTrial(), axes_of(MNIST, aux_weight="1")) == [{"aux_weight": 0.0}]
+
+
+def test_draws_are_repeated_by_their_seed_stay_in_range_and_differ() -> None:
+    axes = axes_of(MNIST, aux_weight="log:0.01:3", batch_size="log:8:64", protocol="paper strict")
+    drawn = draw_points(axes, 50, seed=1)
+    assert drawn == draw_points(axes, 50, seed=1)
+    assert drawn != draw_points(axes, 50, seed=2)
+    assert len({str(point) for point in drawn}) == 50
+    assert all(0.01 <= p["aux_weight"] <= 3 and 8 <= p["batch_size"] <= 64 for p in drawn)
+    assert {type(p["batch_size"]) for p in drawn} == {int}
+    below = sum(p["aux_weight"] < (0.01 * 3) ** 0.5 for p in drawn)
+    assert 10 < below < 40  # the geometric mean halves it
+
+
+def test_draws_end_where_lists_have_no_more_combinations() -> None:
+    axes = axes_of(MNIST, aux_task="none rotation", protocol="paper strict")
+    assert len(draw_points(axes, 9, seed=0)) == 4
+
+
+def test_log_range_is_uniform_in_the_logarithm() -> None:
+    assert [LogRange(0.01, 100).at(share) for share in (0, 0.25, 0.5, 1)] == [0.01, 0.1, 1, 100]
+    assert LogRange(1, 16, whole=True).at(0.5) == 4
+
+
+def test_end_points_have_both_ends_and_every_listed_value() -> None:
+    axes = axes_of(MNIST, aux_weight="log:0.1:3", protocol="paper strict")
+    assert end_points(axes) == [
+        {"aux_weight": 0.1, "protocol": "paper"},
+        {"aux_weight": 3.0, "protocol": "paper"},
+        {"aux_weight": 0.1, "protocol": "paper"},
+        {"aux_weight": 0.1, "protocol": "strict"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "text"),
+    [
+        ("aux-wieght", "1", "atari has no setting 'aux_wieght'. Near: aux_weight."),
+        ("seed", "1", "seed is not a setting to vary: see --seeds."),
+        ("learner_cpus", "1", "learner_cpus is not a setting to vary: see an option of the sweep."),
+        ("lr", "fast", "--lr expected a number, got 'fast'."),
+        ("aux_every", "1.5", "--aux-every expected a whole number, got '1.5'."),
+        ("schedule", "never", "--schedule expected alternate or joint or pretrain, got 'never'."),
+        ("compile", "yes", "--compile expected true or false, got 'yes'."),
+        ("lr", "", "--lr needs at least one value, got none."),
+        ("lr", "log:1:2 3", "--lr takes a list or one range, got log:1:2 3."),
+        ("lr", "log:3:1", "--lr expected 0 < FROM < TO in log:FROM:TO, got log:3:1."),
+        ("lr", "log:0:1", "--lr expected 0 < FROM < TO in log:FROM:TO, got log:0:1."),
+        ("lr", "log:1", "--lr expected log:FROM:TO, got log:1."),
+        ("game", "log:1:2", "--game takes no range: its values are not numbers."),
+    ],
+)
+def test_axis_that_cannot_be_is_one_clear_line(name: str, words: str, text: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(text)):
+        parse_axis(ATARI, name, words.split())
+
+
+def test_grid_refuses_a_range() -> None:
+    with pytest.raises(ValueError, match="draw from the range with --search random or optuna"):
+        grid_points(axes_of(ATARI, lr="log:1e-5:1e-3"))
+
+
+def test_values_have_the_type_of_their_setting() -> None:
+    axes = axes_of(MNIST, epochs="2", lr="1", data_dir="none x", verify="false", aux_copies="none")
+    assert axes == {
+        "epochs": (2,), "lr": (1.0,), "data_dir": (None, Path("x")), "verify": (False,),
+        "aux_copies": (None,),
+    }  # fmt: skip
+
+
+# Resources and time
+
+
+def test_trials_are_counted_node_by_node() -> None:
+    nodes = [{"CPU": 3, "memory": 4e9}, {"CPU": 3, "memory": 4e9}]
+    assert count_fitting([{"CPU": 2}], nodes, 9) == 2  # 6 CPUs, but no node has room for a second
+    assert count_fitting([{"CPU": 1}], nodes, 9) == 6
+    assert count_fitting([{"CPU": 1}], nodes, 4) == 4
+    assert count_fitting([{"CPU": 1, "memory": 3e9}], nodes, 9) == 2
+    assert count_fitting([{"CPU": 1}, {"CPU": 1.0}], nodes, 9) == 3
+    assert count_fitting([{"CPU": 1, "GPU": 1}], nodes, 9) == 0
+
+
+def test_estimate_takes_earlier_runs_that_are_alike_and_says_so(tmp_path: Path) -> None:
+    run = tmp_path / "mnist"
+    run.mkdir()
+    (run / "settings.json").write_text(json.dumps({"settings": {"dataset": "digits"}}))
+    row = {"trial": "x", "protocol": "paper", "aux_task": "rotation", "seconds": 30.0}
+    lines = [row | {"epoch": i, "seconds": s} for i, s in ((1, 20.0), (2, 30.0), (3, 900.0))]
+    lines.append({**row, "trial": "y", "epoch": 1, "aux_task": "none", "seconds": 7.0})
+    (run / "epochs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    trial = Trial("a", MnistTrial(dataset="digits", epochs=10), 0)
+    found = estimate(MNIST, [trial, trial], [0, 6], 1, tmp_path)
+    assert found.seconds == 30 * 10 + 30 * 4
+    assert found.sources == [
+        f"30 s for 1 epoch, with it: median of 3 rows of earlier runs in {tmp_path}"
+    ]
+    assert estimate(MNIST, [trial, trial], [0, 6], 2, tmp_path).seconds == 300  # the longest
+    (elsewhere,) = estimate(MNIST, [trial], [0], 1, tmp_path / "none").sources
+    assert elsewhere.endswith("MNIST in RESULTS.md, one core of an AMD EPYC (Zen 4)")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(8, "8 seconds"), (89, "89 seconds"), (91, "1.5 minutes"), (1000, "17 minutes"),
+     (7200, "2 hours"), (200_000, "2.3 days")],
+)  # fmt: skip
+def test_durations_have_two_figures_at_most(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+# The folder
+
+
+def epoch(trial: Trial, number: int, accuracy: float) -> str:
+    row = {"trial": trial.name, "epoch": number, "test_accuracy": accuracy, "selected_epoch": 1}
+    return json.dumps(row) + "\n"
+
+
+def make_folder(path: Path, weights: str = "1 3", epochs: int = 2) -> SweepFolder:
+    axes = axes_of(MNIST, aux_weight=weights)
+    base = MnistTrial(dataset="digits", epochs=epochs)
+    points = [*baselines(MNIST, base, axes), *grid_points(axes)]
+    folder = SweepFolder(path, MNIST)
+    folder.add(trials_of_points(MNIST, base, axes, points, range(1)), axes)
+    return folder
+
+
+def test_table_tells_what_the_trials_folders_tell(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    plain, one, three = folder.trials
+    for trial in folder.trials[:2]:
+        folder.of(trial.name).mkdir()
+        folder.start(trial.name)
+        log = epoch(trial, 1, 0.75) + epoch(trial, 2, 0.5)
+        (folder.of(trial.name) / "epochs.jsonl").write_text(log)
+    folder.report(plain.name, 3.0)
+    folder.end(plain.name, FINISHED)
+    folder.report(one.name, 4.0)
+    folder.end(three.name, FAILED, "Traceback\n  line\nFloatingPointError: nan\n")
+
+    again = SweepFolder(tmp_path, MNIST)  # as after a kill
+    again.add(folder.trials, axes_of(MNIST, aux_weight="1 3"))
+    assert [row["status"] for row in again.rows()] == [FINISHED, RUNNING, FAILED]
+    assert [again.is_over(trial) for trial in again.trials] == [True, False, True]
+    first, second, third = again.rows()
+    figures = ("done", "planned", "final", "best", "reported", "attempts")
+    assert [first[k] for k in figures] == [2, 2, 0.5, 0.75, 0.75, 1]
+    assert [second[k] for k in figures] == [2, 2, 0.5, 0.75, 0.75, "1"]
+    assert (first["wall_s"], third["error"]) == (3.0, "FloatingPointError: nan")
+    assert (again.of(three.name) / "error.txt").read_text().startswith("Traceback")
+    assert again.result_of(one) == 0.5
+
+
+def test_table_reads_back_with_the_documented_columns_and_types(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    folder.write_table()
+    table = pd.read_csv(tmp_path / "trials.csv")
+    documented = re.findall(r"^\| (`[a-z_`, ]+`) \|", DOCS.read_text(), re.M)
+    columns = [c for cell in documented for c in re.findall("`([a-z_]+)`", cell)]
+    assert list(table.columns) == columns[: len(table.columns)]
+    assert table["aux_weight"].tolist() == [0.0, 1.0, 3.0]
+    assert table["aux_task"].tolist() == ["none", "rotation", "rotation"]
+    assert set(table["status"]) == {WAITING}
+    assert table["error"].isna().all()
+
+
+def test_three_lines_of_the_documentation_read_a_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_folder(tmp_path / "results" / "local" / "mnist-sweep")
+    plain = folder.trials[0]
+    folder.start(plain.name)
+    (folder.of(plain.name)).mkdir(exist_ok=True)
+    (folder.of(plain.name) / "epochs.jsonl").write_text(epoch(plain, 1, 0.25) + epoch(plain, 2, 1))
+    folder.end(plain.name, FINISHED)
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"<!-- pandas -->\n```python\n(.*?)```", DOCS.read_text(), re.S)
+    assert len([line for line in code.splitlines() if line]) == 3
+    exec(code, {})
+    assert re.search(r"none +0\.0 +0\.25 +NaN +1", capsys.readouterr().out)
+
+
+def test_sweep_json_gives_the_trials_back(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    folder.write_sweep({"settings": {}}, axes_of(MNIST, aux_weight="1 3", lr="log:0.1:1"))
+    saved = json.loads((tmp_path / "sweep.json").read_text())
+    assert read_trials(MNIST, saved) == folder.trials
+    assert saved["axes"] == {"aux_weight": [1.0, 3.0], "lr": {"log": [0.1, 1.0]}}
+    assert (saved["version"], saved["job"], saved["unit"]) == (1, "mnist", "epoch")
+
+
+def test_two_trials_of_one_name_are_refused(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    with pytest.raises(ValueError, match="Two trials have the name w0-s0"):
+        folder.add(folder.trials[:1], {})
+
+
+def test_hparams_are_found_by_tensorboards_own_reader(tmp_path: Path) -> None:
+    row = {"trial": "w1-s0", "status": "finished", "seed": 3, "aux_task": "rotation",
+           "aux_weight": 0.5, "lr": None, "done": 7, "final": 0.5, "best": 0.75,
+           "reported": None}  # fmt: skip
+    write_hparams(tmp_path, row)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    data = events.PluginTagToContent("hparams")[SESSION_START_INFO_TAG]
+    found = parse_session_start_info_plugin_data(data).hparams
+    assert {k: v.number_value or v.string_value for k, v in found.items()} == {
+        "seed": 3, "aux_task": "rotation", "aux_weight": 0.5,
+    }  # fmt: skip
+    assert [(e.step, e.value) for e in events.Scalars("trial/best")] == [(7, 0.75)]
+
+
+# Searching and stopping
+
+
+def test_queue_hands_out_what_waits_then_what_is_drawn_then_ends() -> None:
+    drawn = [[{"trial": "c"}], []]
+    queue = TrialQueue([{"trial": "a"}, {"trial": "b"}], lambda: drawn.pop(0), 2, "max")
+    assert [queue.suggest(i) for i in "12"] == [{"trial": "a"}, {"trial": "b"}]
+    assert queue.suggest("3") is None  # two are under way
+    queue.on_trial_complete("1")
+    assert queue.suggest("3") == {"trial": "c"}
+    queue.on_trial_complete("2")
+    assert queue.suggest("4") == TrialQueue.FINISHED
+
+
+def test_queue_ends_when_a_stop_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StopAtSteps, "asked", True)
+    assert TrialQueue([{"trial": "a"}], None, None, "max").suggest("1") == TrialQueue.FINISHED
+
+
+def test_asha_knows_the_results_of_earlier_starts_and_spares_the_baseline(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path, "1 2 3 4", epochs=9)
+    plain, *others = folder.trials
+    for trial, accuracy in zip(others[:3], (0.9, 0.8, 0.7), strict=True):
+        folder.of(trial.name).mkdir()
+        (folder.of(trial.name) / "epochs.jsonl").write_text(epoch(trial, 1, accuracy))
+
+    def result_of(scheduler: AshaFromLogs, trial: Trial, accuracy: float) -> str:
+        config = {"trial": trial.name, "aux_task": trial.settings.aux_task}
+        known: Any = SimpleNamespace(trial_id=f"new {trial.name}", config=config)
+        scheduler.on_trial_add(None, known)
+        return scheduler.on_trial_result(None, known, {"epoch": 1, "objective": accuracy})
+
+    fresh = AshaFromLogs(folder, [plain, others[3]], 9)
+    assert result_of(fresh, others[3], 0.85) == "CONTINUE"  # among the best third of four
+    fresh = AshaFromLogs(folder, [plain, others[3]], 9)
+    assert result_of(fresh, others[3], 0.75) == "STOP"
+    fresh = AshaFromLogs(folder, [plain, others[3]], 9)
+    assert result_of(fresh, plain, 0.1) == "CONTINUE"
+    resumed = AshaFromLogs(folder, [others[0], others[3]], 9)  # the best one was under way
+    assert result_of(resumed, others[3], 0.85) == "CONTINUE"
+    assert result_of(resumed, others[0], 0.9) == "CONTINUE"
+
+
+def test_adapted_settings_are_the_last_ones_noted(tmp_path: Path) -> None:
+    assert adapted(tmp_path) == {}
+    noted = [{"done": 1, "lr": 0.5}, {"done": 2, "lr": 0.25}]
+    (tmp_path / "settings.json").write_text(json.dumps({"adapted": noted}))
+    assert adapted(tmp_path) == {"lr": 0.25}
