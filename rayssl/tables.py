@@ -9,12 +9,12 @@ import numpy as np
 from rayssl import classification_report as classes
 from rayssl.claims import CLAIMS
 from rayssl.comparison import PERCENT_JOBS, Arm, Finding, Study, judge, seed_list
+from rayssl.deepfake import TABLE_III
 from rayssl.intervals import Difference, Interval, interquartile_mean, probability_of_improvement
 from rayssl.metrics import (
     HUMAN_AND_RANDOM,
     TABLE_I,
     TABLE_II,
-    TABLE_III,
     TABLE_IV,
     mean_interval,
 )
@@ -223,8 +223,11 @@ def table_3(probes: Sequence[Probe]) -> dict[str, list[Row]]:
         groups.setdefault(f"{probe.faces}, protocol {probe.protocol}", []).append(probe)
     return {
         title: [
-            {"model": name, **_table_3_cells(backbone, paper, own)}
-            for backbone, (name, *paper) in TABLE_III.items()
+            {
+                "model": paper.name,
+                **_table_3_cells(backbone, (paper.random_split, paper.hard_split), own),
+            }
+            for backbone, paper in TABLE_III.items()
         ]
         for title, own in (groups or {"DFDC": []}).items()
     }
