@@ -10,6 +10,7 @@ Ends with a table of all trials; the same stands in trials.csv (docs/results.md)
 
 import dataclasses
 import json
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
 import ray
 import tyro
 
-from rayssl.cli import check_writable, provenance, refuse, remove_empty
+from rayssl.cli import check_writable, provenance, refuse, remove_empty, value_of
 from rayssl.jobs import Job, available_jobs, find_job
 from rayssl.report import markdown_table
 from rayssl.rllib.resources import count_fitting, free_resources, total_cpus
@@ -68,6 +69,7 @@ from rayssl.sweeps.tuning import (
     run_trials,
 )
 
+logging.getLogger("ray.rllib").setLevel(logging.ERROR)  # a page about API stacks at every start
 UNFINISHED = 75  # exit code: run the same command with --resume to go on
 SAMPLES = 20  # that random and Optuna draw where the line does not say
 MOST_CPUS = 8  # of a trial's own process: more threads do not make these small networks faster
@@ -136,7 +138,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[SweepRun, dict[str, Any] |
       FileNotFoundError: if the folder to resume holds no sweep.json.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    folder = _value_of(words, "--resume")
+    folder = value_of(words, "--resume")
     if folder is None:
         job = words[0] if words and not words[0].startswith("-") else None
         rest, axes = split_words(words, job)
@@ -222,15 +224,6 @@ def _options(saved: dict[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {k: v for k, v in saved.items() if k in known}
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     return values | {"results_dir": Path(values["results_dir"]), "resume": None}
-
-
-def _value_of(words: Sequence[str], option: str) -> str | None:
-    for word, following in zip(words, [*words[1:], None], strict=True):
-        if word == option:
-            return following
-        if word.startswith(option + "="):
-            return word.partition("=")[2]
-    return None
 
 
 def check_options(run: SweepRun, job: Job, axes: Axes) -> None:

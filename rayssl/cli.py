@@ -38,7 +38,7 @@ def parse_atari_run(argv: Sequence[str] | None = None) -> AtariRun:
       FileNotFoundError: if DIR holds no settings.json.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    preset, resume = _value_of(words, "--preset"), _value_of(words, "--resume")
+    preset, resume = value_of(words, "--preset"), value_of(words, "--resume")
     base = preset_values(preset or "pong")
     if resume is not None:
         base = saved_settings(Path(resume))
@@ -224,8 +224,8 @@ def refuse(error: Exception | str) -> NoReturn:
     raise SystemExit(USAGE_ERROR)
 
 
-def _value_of(words: Sequence[str], option: str) -> str | None:
-    """The value of an option in its forms `--option VALUE` and `--option=VALUE`, the last one."""
+def value_of(words: Sequence[str], option: str) -> str | None:
+    """Returns an option's value, of `--option VALUE` or `--option=VALUE`, the last one; or None."""
     found = None
     for i, word in enumerate(words):
         if word == option and i + 1 < len(words):

@@ -1,5 +1,6 @@
 """Runs -> arms that may be compared: at equal steps, seed by seed, with what is odd about them."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -83,18 +84,22 @@ class Study:
     @property
     def size(self) -> str:
         """The budget beside the paper's: `20,480 of the paper's 1,000,000 steps`."""
-        text = f"{self.budget:,} {self.unit}"
         paper = PAPER_BUDGET.get(self.job)
-        if paper is None:
-            return text
-        if self.budget >= paper:
-            return f"{text} (the paper: {paper:,})"
-        return f"{self.budget:,} of the paper's {paper:,} {self.unit}"
+        beside = f" of the paper's {paper:,}" if paper else ""
+        text = f"{self.budget:,}{beside} {self.unit}"
+        return f"{text}, {self.images:,} training images" if self.images else text
 
     @property
     def is_small(self) -> bool:
         """Whether the runs are shorter than the paper's."""
-        return self.budget < PAPER_BUDGET.get(self.job, 0)
+        return self.budget < PAPER_BUDGET.get(self.job, 0) or self.images is not None
+
+    @property
+    def images(self) -> int | None:
+        """The fewest training images of any run, where a setting cut the data set short."""
+        runs = [run for arm in self.arms for run in arm.runs.values()]
+        cut = [run.settings.get("train_images") for run in runs]
+        return min((int(each) for each in cut if each is not None), default=None)
 
     def plain_of(self, arm: Arm) -> Arm | None:
         """Returns the arm without a pretext loss: weight 0 of the same task, else any; None."""
@@ -211,12 +216,14 @@ def _judge_classes(claim: Claim, study: Study, arm: Arm) -> list[Finding]:
     num = len(next(iter(own.values())))
 
     def gap(weights: Sequence[float]) -> Difference | None:
-        """The same mixture of classes in both arms."""
+        """The same mixture of classes in both arms; None for a class without test images."""
         mixed = [
             {seed: sum(w * v for w, v in zip(weights, values, strict=True) if w)
              for seed, values in each.items()}
             for each in (own, other)
         ]  # fmt: skip
+        if any(math.isnan(value) for each in mixed for value in each.values()):
+            return None
         return difference(mixed[0], mixed[1])
 
     parts: list[Finding] = []

@@ -174,6 +174,8 @@ def draw_aggregates(
         if np.isfinite(profile.low).all():
             right.fill_between(profile.thresholds, profile.low, profile.high, step="post",
                                color=colour, alpha=0.15, lw=0)  # fmt: skip
+    for axis in (left, right):
+        axis.xaxis.set_major_locator(MaxNLocator(5))
     right.set(xlabel=measure, ylabel="share of runs above", title="Performance profiles",
               ylim=(-0.03, 1.03))  # fmt: skip
     return figure
@@ -286,6 +288,10 @@ def _draw_weights(top: Axes, bottom: Axes, curves: Sequence[WeightCurve]) -> Non
     positive = sorted({w for curve in curves for w in curve.weights if w > 0})
     start = math.log10(positive[0])
     zero = start - max(0.6, 0.22 * (math.log10(positive[-1]) - start))
+    ticks = positive
+    if len(positive) > 8:  # drawn from a range: decades
+        exponents = range(math.ceil(start), math.floor(math.log10(positive[-1])) + 1)
+        ticks = [10.0**exponent for exponent in exponents] or [positive[0], positive[-1]]
     for axis in (top, bottom):
         _style(axis)
     shift = 0.0
@@ -302,9 +308,7 @@ def _draw_weights(top: Axes, bottom: Axes, curves: Sequence[WeightCurve]) -> Non
     bottom.axhline(0, color=INK, lw=0.9, ls=":")
     for axis in (top, bottom):
         axis.set_xlim(zero - 0.2, math.log10(positive[-1]) + 0.25)
-        axis.set_xticks(
-            [zero, *map(math.log10, positive)], ["0\n(plain)", *(f"{w:g}" for w in positive)]
-        )
+        axis.set_xticks([zero, *map(math.log10, ticks)], ["0\n(plain)", *(f"{w:g}" for w in ticks)])
         middle = (zero + start) / 2
         axis.axvspan(middle - 0.03, middle + 0.03, color="#9a9a9a", alpha=0.35, lw=0)
         axis.text(middle, -0.012, "//", transform=axis.get_xaxis_transform(), ha="center",

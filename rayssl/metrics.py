@@ -37,17 +37,6 @@ TABLE_II: Final[dict[str, tuple[float, ...]]] = {
     "rotation": (99.39, 99.56, 98.93, 98.61, 98.68, 97.98, 97.7, 97.67, 98.25, 97.52),
 }
 
-TABLE_III: Final[dict[str, tuple[str, float, float]]] = {
-    # Table III, accuracy of DeepFake detection in percent. Backbone -> the paper's name of the row,
-    # random split, hard split.
-    "resnet50-random": ("ResNet-50 (Random Initialization)", 56.7, 56.2),
-    "resnet50-imagenet": ("ResNet-50 (ImageNet pre-trained)", 96.1, 91.1),
-    "alexnet-imagenet": ("AlexNet (ImageNet pre-trained)", 81.5, 73.5),
-    "alexnet-rotnet": ("AlexNet (Backbone trained with ImageNet & Rotation)", 75.8, 71.1),
-    "bigbigan-resnet50": ("Classifier over BigBiGAN (ResNet-50 Enc.)", 92.3, 70.8),
-    "bigbigan-revnet50x4": ("Classifier over BigBiGAN (RevNet-50X4 Enc.)", 96.5, 92.7),
-}
-
 HUMAN_AND_RANDOM: Final[dict[str, tuple[float, float]]] = {
     # Whole-game scores of a human and of random play: Wang et al. 2016, arXiv:1511.06581, Table 2.
     # Table IV's own reference values count lives (Breakout, random) or stem from another human.

@@ -442,7 +442,7 @@ def _read_sweep(folder: Path, found: Results) -> None:
         if status in ("failed", "lost", "stopped"):
             why = str(row.get("error") or "ended early by the scheduler")
             found.notes.append(LeftOut(str(own), f"{status}: {why}"))
-        if job not in ("atari", "mnist") and status == "finished":
+        if job not in ("atari", "mnist") and status == "finished" and row["reported"] != "":
             found.runs.append(_run_of_table(job, key, settings, row, sweep, own))
         if job in readers and any(
             (own / log).is_file() for log in ("progress.csv", "epochs.jsonl")

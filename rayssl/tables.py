@@ -9,12 +9,12 @@ import numpy as np
 from rayssl import classification_report as classes
 from rayssl.claims import CLAIMS
 from rayssl.comparison import PERCENT_JOBS, Arm, Finding, Study, judge, seed_list
+from rayssl.deepfake import TABLE_III
 from rayssl.intervals import Difference, Interval, interquartile_mean, probability_of_improvement
 from rayssl.metrics import (
     HUMAN_AND_RANDOM,
     TABLE_I,
     TABLE_II,
-    TABLE_III,
     TABLE_IV,
     mean_interval,
 )
@@ -192,7 +192,7 @@ def classification_arms(studies: Sequence[Study]) -> dict[tuple[str, str], list[
 
 def not_run_table_1() -> list[Row]:
     """Returns the paper's Table I without anything beside it."""
-    return [{"pretext task": task, "accuracy": NOT_RUN, "paper": value}
+    return [{"pretext task": task, "accuracy": NOT_RUN, "paper": f"{value:.2f}"}
             for task, value in TABLE_I.items()]  # fmt: skip
 
 
@@ -223,8 +223,11 @@ def table_3(probes: Sequence[Probe]) -> dict[str, list[Row]]:
         groups.setdefault(f"{probe.faces}, protocol {probe.protocol}", []).append(probe)
     return {
         title: [
-            {"model": name, **_table_3_cells(backbone, paper, own)}
-            for backbone, (name, *paper) in TABLE_III.items()
+            {
+                "model": paper.name,
+                **_table_3_cells(backbone, (paper.random_split, paper.hard_split), own),
+            }
+            for backbone, paper in TABLE_III.items()
         ]
         for title, own in (groups or {"DFDC": []}).items()
     }
@@ -279,7 +282,7 @@ def table_4(studies: Sequence[Study], evaluations: Sequence[Evaluation]) -> list
                 if agent not in ("Human", "World Record"):
                     row |= {
                         f"{game}, same measure": _best_cells(arms) or NOT_RUN,
-                        f"{game}, whole games": _evaluated(evaluated, game, arms) or NOT_RUN,
+                        f"{game}, whole games": _evaluated(evaluated, game, arms, own) or NOT_RUN,
                     }
             rows.append(row)
     return rows
@@ -319,10 +322,19 @@ def _best_cells(arms: Sequence[tuple[Study, Arm]]) -> str | None:
 
 
 def _evaluated(
-    found: Sequence[Evaluation], game: str, arms: Sequence[tuple[Study, Arm]]
-) -> str | None:
-    """Mean over agents of their mean whole-game scores; an evaluation does not know its weight."""
+    found: Sequence[Evaluation], game: str, arms: Sequence[tuple[Study, Arm]],
+    own_arms: dict[str, dict[str, list[Any]]],
+) -> str | None:  # fmt: skip
+    """Mean over agents of their mean whole-game scores.
+
+    An evaluation knows its task, not its arm: where several arms share a task, none is named.
+    """
     tasks = {arm.key.task for _, arm in arms}
+    alike = [
+        a for games in own_arms.values() for _, a in games.get(game, []) if a.key.task in tasks
+    ]
+    if len(alike) > len(arms) and any(e.game == game for e in found):
+        return "see Trained agents"
     own = [e for e in found if e.game == game and (not tasks or e.aux_task in tasks)]
     if not own:
         return None
@@ -348,42 +360,38 @@ def evaluation_rows(found: Sequence[Evaluation]) -> list[Row]:
 class Suite:
     """Arms over the tasks (games, data sets) that they share: what rliable's measures are made of.
 
+    Args:
+      studies: of one job and context, one a task; several games need scores in HUMAN_AND_RANDOM.
+
     Attributes:
-      name: job and context.
+      name: the task, or the job of several, and the context.
       tasks: games or data sets, the second axis; the first is seeds.
       measure: unit of the scores.
       arms: name -> one array of scores for each task.
       plain: name of the plain arm; None without one.
-      left_out: what could not enter, in words.
+      left_out: arms that some task lacks, in words.
     """
 
     def __init__(self, studies: Sequence[Study]) -> None:
         first = studies[0]
-        self.name = ", ".join(filter(None, [first.job, first.arms[0].key.setting]))
         several = len(studies) > 1
-        percent = first.job in PERCENT_JOBS
-        self.left_out: list[str] = []
-        if several and not percent:
-            unknown = [s.where for s in studies if s.where not in HUMAN_AND_RANDOM]
-            if unknown:
-                self.left_out.append(f"no human score is on file for {', '.join(unknown)}")
-            studies = [s for s in studies if s.where in HUMAN_AND_RANDOM]
+        setting = first.arms[0].key.setting
+        self.name = ", ".join(filter(None, [first.job if several else first.where, setting]))
         self.tasks = [study.where for study in studies]
-        normalised = len(studies) > 1 and not percent
+        normalised = several and first.job not in PERCENT_JOBS
         self.measure = "human-normalised score" if normalised else first.measure
-        names = list(dict.fromkeys(arm.key.name for s in studies for arm in s.arms if arm.scores))
         self.arms: dict[str, list[Any]] = {}
-        for name in names:
+        self.left_out: list[str] = []
+        for name in dict.fromkeys(a.key.name for s in studies for a in s.arms if a.scores):
             found = [next((a for a in s.arms if a.key.name == name), None) for s in studies]
-            lacking = [s.where for s, a in zip(studies, found, strict=True)
-                       if a is None or not a.scores]  # fmt: skip
-            if lacking:
-                self.left_out.append(f"{name} has no score on {', '.join(lacking)}")
+            pairs = [(s, a) for s, a in zip(studies, found, strict=True) if a and a.scores]
+            if len(pairs) < len(studies):
+                has = ", ".join(study.where for study, _ in pairs)
+                self.left_out.append(f"{name} has scores on {has} only")
                 continue
             self.arms[name] = [
                 _normalised(np.array(list(arm.scores.values())), study.where, normalised)
-                for study, arm in zip(studies, found, strict=True)
-                if arm is not None
+                for study, arm in pairs
             ]
         plain = [a.key.name for s in studies for a in s.arms if a.key.is_plain]
         self.plain = next((name for name in plain if name in self.arms), None)
@@ -423,11 +431,16 @@ class Suite:
 
 
 def make_suites(studies: Sequence[Study]) -> list[Suite]:
-    """Returns the studies by job and context; those with no score at all are left out."""
-    groups: dict[tuple[str, Any], list[Study]] = {}
+    """Returns the suites of these studies: one for each job and context.
+
+    A game that no human score is on file for cannot share a scale and has a suite of its own.
+    """
+    groups: dict[tuple[Any, ...], list[Study]] = {}
     for study in studies:
         if any(arm.scores for arm in study.arms):
-            groups.setdefault((study.job, study.context), []).append(study)
+            apart = study.job not in PERCENT_JOBS and study.where not in HUMAN_AND_RANDOM
+            key = study.job, study.context, study.where if apart else ""
+            groups.setdefault(key, []).append(study)
     suites = [Suite(group) for group in groups.values()]
     return [suite for suite in suites if suite.arms]
 

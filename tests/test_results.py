@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from experiments import report
 from rayssl.claims import CLAIMS
 from rayssl.comparison import judge, make_studies, seed_list
 from rayssl.jobs import find_job
@@ -16,6 +17,7 @@ from rayssl.rllib.start import record_start
 from rayssl.sections import shown_arms, weight_curves
 from rayssl.sweeps.axes import Trial
 from rayssl.sweeps.folder import FAILED, FINISHED, STOPPED, SweepFolder
+from rayssl.tables import make_suites, table_3
 
 START = {"command": "python ...", "commit": "abc", "started": "2026-01-01T00:00:00+00:00"}
 
@@ -100,6 +102,17 @@ def test_weights_are_compared_with_weight_0_seed_by_seed(sweep: Path) -> None:
     # Means over all seeds differ by -0.05 and -0.95: weight 0 has a third, lower one.
 
 
+def test_page_of_a_sweep_shows_score_against_weight(
+    sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rayssl.page.save", lambda figure, stem: "<svg></svg>")
+    report.main([str(sweep), "--out", str(tmp_path / "out")])
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "](weights.png)" in text
+    assert "failed: ValueError: loss is nan" in text
+    assert "Left out" in text
+
+
 def test_sweep_of_a_job_without_a_reader_is_read_from_its_table(sweep: Path) -> None:
     saved = json.loads((sweep / "sweep.json").read_text())
     (sweep / "sweep.json").write_text(json.dumps(saved | {"job": "bigan"}))
@@ -114,6 +127,43 @@ def test_sweep_of_another_layout_is_left_out(sweep: Path) -> None:
     found = read_results([sweep])
     assert found.is_empty
     assert [line.why for line in found.left_out] == ["sweep.json has layout 2, this reads 1"]
+
+
+def test_log_of_another_job_is_left_out_by_name(tmp_path: Path) -> None:
+    folder = tmp_path / "bigan"
+    folder.mkdir()
+    record_start(folder, START | {"settings": {"dataset": "digits"}})
+    (folder / "epochs.jsonl").write_text('{"trial": "a", "epoch": 1, "generator_loss": 1}\n')
+    assert "of a job that this page has no table for" in read_results([folder]).left_out[0].why
+
+
+def test_probes_of_frozen_features_fill_table_iii_under_their_own_faces(tmp_path: Path) -> None:
+    folder = tmp_path / "deepfake"
+    folder.mkdir()
+    about = {"faces": {"dataset": "stand-in of drawn faces"}, "missing": {"alexnet-rotnet": "no"}}
+    record_start(folder, START | {"settings": {"faces": "faces"}} | about)
+    rows = [
+        {"trial": f"{split}{seed}", "epoch": 1, "protocol": "strict", "backbone": "resnet50-random",
+         "layer": "avgpool", "classifier": "knn", "split": split, "seed": seed, "done": True,
+         "frame_accuracy": [share, share - 0.1, share + 0.1]}
+        for split, seed, share in (("random", 0, 0.7), ("random", 1, 0.9), ("family", 0, 0.5))
+    ]  # fmt: skip
+    rows.append(rows[0] | {"trial": "early", "done": False})
+    (folder / "epochs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_results([folder])
+    assert [line.why for line in found.notes] == ["not finished", "not run: no"]
+    ((title, table),) = table_3(found.probes).items()
+    assert title == "stand-in of drawn faces, protocol strict"
+    # t(0.975, 1) = 12.7062 times 10 / 1: the mean of two seeds is hardly known
+    assert table[0] == {
+        "model": "ResNet-50 (Random Initialization)",
+        "random split, paper": "56.7",
+        "random split": "80.00 (-47.06 to 207.06 over seeds, 2 seeds; knn on avgpool)",
+        "hard split, paper": "56.2",
+        "hard split": "not run",
+        "family split": "50.00 (40.00 to 60.00 over videos, 1 seed; knn on avgpool)",
+    }
+    assert {row["random split"] for row in table[1:]} == {"not run"}
 
 
 def test_trial_that_the_scheduler_stopped_is_noted(sweep: Path) -> None:
@@ -164,6 +214,37 @@ def test_run_that_was_not_resumed_has_no_score_before_a_game_ended(tmp_path: Pat
     (study,) = make_studies(read_results([tmp_path]))
     assert study.arms[0].scores == {}
     assert study.arms[0].flags == ("seed 0 has no score: no whole game yet",)
+
+
+def test_games_share_a_scale_by_human_and_random_scores(tmp_path: Path) -> None:
+    # Pong: random -20.7, human 14.6; Breakout: 1.7 and 30.5. Seaquest has none on file here.
+    for game, scores in (("pong", (-20.7, 14.6)), ("breakout", (1.7, 30.5)), ("seaquest", (5, 9))):
+        for task, score in zip(("none", "rotation"), scores, strict=True):
+            write_game(tmp_path / game / task, {1000: score}, game=game, aux_task=task)
+    write_game(tmp_path / "more", {1000: 3}, aux_task="permutation")
+    shared, alone = make_suites(make_studies(read_results([tmp_path])))
+    assert (shared.name, shared.tasks) == ("atari, network nature", ["Pong", "Breakout"])
+    assert shared.measure == "human-normalised score"
+    assert [float(scores[0]) for scores in shared.arms["none"]] == pytest.approx([0, 0], abs=1e-12)
+    assert [float(scores[0]) for scores in shared.arms["rotation, weight 1"]] == [1, 1]
+    assert shared.left_out == ["permutation, weight 1 has scores on Pong only"]
+    assert (alone.tasks, alone.measure) == (["Seaquest"], "score (mean of 100 whole games)")
+
+
+def test_data_set_cut_short_is_called_small(tmp_path: Path) -> None:
+    job = find_job("mnist")
+    settings = dataclasses.replace(job.settings(), aux_task="none", aux_weight=0.0, epochs=14)
+    for epoch in range(1, 15):
+        row = epoch_row("none", 0.0, 0.9, epoch=epoch)
+        job.open_log(tmp_path, "a", 0)(row, settings)
+    own = json.loads(json.dumps(dataclasses.asdict(settings), default=str))
+    record_start(tmp_path, START | {"settings": own})
+    (study,) = make_studies(read_results([tmp_path]))
+    assert not study.is_small
+    record_start(tmp_path, START | {"settings": own | {"train_images": 12000}})
+    (study,) = make_studies(read_results([tmp_path]))
+    assert study.is_small
+    assert study.size == "14 of the paper's 14 epochs, 12,000 training images"
 
 
 def test_claim_about_almost_doubling_is_judged_against_one_and_a_half(tmp_path: Path) -> None:

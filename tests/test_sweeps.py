@@ -32,7 +32,7 @@ from rayssl.sweeps.axes import (
 from rayssl.sweeps.estimate import duration, estimate
 from rayssl.sweeps.folder import FAILED, FINISHED, RUNNING, WAITING, SweepFolder, read_trials
 from rayssl.sweeps.hparams import write_hparams
-from rayssl.sweeps.tuning import AshaFromLogs, TrialQueue, adapted
+from rayssl.sweeps.tuning import AshaFromLogs, OptunaDraws, TrialQueue, adapted
 
 DOCS = Path(__file__).parent.parent / "docs" / "results.md"
 MNIST, ATARI = find_job("mnist"), find_job("atari")
@@ -370,3 +370,46 @@ def test_adapted_settings_are_the_last_ones_noted(tmp_path: Path) -> None:
     noted = [{"done": 1, "lr": 0.5}, {"done": 2, "lr": 0.25}]
     (tmp_path / "settings.json").write_text(json.dumps({"adapted": noted}))
     assert adapted(tmp_path) == {"lr": 0.25}
+
+
+def test_optuna_goes_on_with_the_draws_and_answers_of_earlier_starts(tmp_path: Path) -> None:
+    axes = axes_of(MNIST, aux_weight="log:0.1:10")
+    base = MnistTrial(dataset="digits", epochs=1)
+
+    def start(folder: SweepFolder) -> OptunaDraws:
+        return OptunaDraws(folder, base, axes, range(2), samples=3, seed=0, first_group=0)
+
+    def run(folder: SweepFolder, trials: list[Trial], accuracy: float) -> None:
+        folder.add(trials, axes)
+        for trial in trials:
+            folder.of(trial.name).mkdir()
+            (folder.of(trial.name) / "epochs.jsonl").write_text(epoch(trial, 1, accuracy))
+            folder.end(trial.name, FINISHED)
+
+    folder = SweepFolder(tmp_path, MNIST)
+    draws = start(folder)
+    first = draws.draw()
+    assert [(t.group, t.settings.seed) for t in first] == [(0, 0), (0, 1)]
+    run(folder, first, 0.5)
+    draws.tell(0)
+    second = draws.draw()
+    folder.add(second, axes)  # killed before its trials end
+
+    again = SweepFolder(tmp_path, MNIST)
+    again.add([*first, *second], axes)
+    draws = start(again)
+    (told,) = draws.finished()
+    assert told.value == 0.5
+    assert told.params == {"aux_weight": pytest.approx(first[0].settings.aux_weight, rel=1e-3)}
+    third = draws.draw()
+    assert {t.group for t in third} == {2}
+    weights = {t.settings.aux_weight for t in [*first, *second, *third]}
+    assert len(weights) == 3
+    again.add(third, axes)
+    for trial in second:
+        again.of(trial.name).mkdir()
+        (again.of(trial.name) / "epochs.jsonl").write_text(epoch(trial, 1, 0.75))
+        again.end(trial.name, FINISHED)
+    draws.tell(1)
+    assert [trial.value for trial in draws.finished()] == [0.5, 0.75]
+    assert draws.draw() == []  # three samples, no more

@@ -185,7 +185,7 @@ def _part_kept(node: Mapping[str, int], bundle: Mapping[str, int]) -> float:
 
 def _cannot_place(name: str, bundle: Resources, nodes: Sequence[Resources], there: str) -> str:
     """Returns the text of the error: what is needed, what is there, what to do."""
-    asked = ", ".join(f"{_number(amount)} {kind}" for kind, amount in bundle.items() if amount)
+    asked = ", ".join(_of(kind, amount) for kind, amount in bundle.items() if amount)
     text = f"{asked} asked for by {name} in one place, "
     if not nodes:
         return text + "but no node is alive. Start the cluster, or leave out --address."
@@ -196,7 +196,7 @@ def _cannot_place(name: str, bundle: Resources, nodes: Sequence[Resources], ther
             f" {there}. Ask for no GPU, or use a cluster with more (--address HOST:PORT)."
         )
     per_node = "; ".join(
-        f"node {i}: " + ", ".join(f"{_number(node.get(kind, 0.0))} {kind}" for kind in bundle)
+        f"node {i}: " + ", ".join(_of(kind, node.get(kind, 0.0)) for kind in bundle)
         for i, node in enumerate(nodes)
     )
     return (
@@ -215,6 +215,11 @@ def _cpus_there(free_cpus: float, total_cpus: float) -> str:
 
 def _count(amount: float, noun: str) -> str:
     return f"{_number(amount)} {noun}" + ("" if amount == 1 else "s")
+
+
+def _of(kind: str, amount: float) -> str:
+    """Returns "2 CPU"; memory, which Ray counts in bytes, in GB."""
+    return f"{amount / 1e9:.1f} GB" if kind == "memory" else f"{_number(amount)} {kind}"
 
 
 def _number(amount: float) -> str:

@@ -250,7 +250,7 @@ _SHORT = {"aux_weight": "w", "aux_task": "", "schedule": "", "aux_every": "every
 def _part(name: str, value: Any) -> str:
     """One part of a trial's name, of signs that every file system takes."""
     text = f"{value:.12g}" if isinstance(value, float) else str(value)
-    text = "".join(sign if sign.isalnum() or sign in ".+_" else "_" for sign in text)
+    text = "".join(sign if sign.isalnum() or sign in ".+-_" else "_" for sign in text)
     return _SHORT.get(name, name) + text
 
 

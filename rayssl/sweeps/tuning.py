@@ -190,6 +190,13 @@ class OptunaDraws:
         self._search.told.add(group)
         self._save()
 
+    def finished(self) -> list[Any]:
+        """Returns Optuna's records of the proposals that it knows the value of."""
+        from optuna.trial import TrialState
+
+        found: list[Any] = self._search._ot_study.get_trials(states=[TrialState.COMPLETE])
+        return found
+
     def _save(self) -> None:
         part = self._path.with_suffix(".part")
         self._search.save(str(part))
