@@ -55,7 +55,7 @@ def bigan_report(rows: Sequence[Epoch], *, dataset: str) -> str:
     if dataset == "mnist" and any(name.startswith("bigan-") for name in trials):
         parts += [
             "### Donahue et al.'s log of 400 epochs (50,000 images; 1-NN of 10,000 others)",
-            "Epoch 0 is the untrained network: 1-NN alone says little here, see the reconstruction.",
+            "Epoch 0 is the untrained network: 1-NN alone says little, see the reconstruction.",
             markdown_table([_figures(epoch) for epoch in DONAHUE_LOG]),
         ]
     parts.append(
