@@ -2,7 +2,7 @@
 PYTHON ?= .venv/bin/python
 SOURCES := $(wildcard rayssl experiments benchmarks tests)
 
-.PHONY: setup check lint types test test-fast format
+.PHONY: setup check lint types test test-fast format docker-test
 
 setup:
 	python3 -m venv .venv
@@ -26,3 +26,7 @@ test-fast:
 format:
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
+
+# Needs Docker, or podman and podman-compose; builds the image, so it is not part of `make check`.
+docker-test:
+	$(PYTHON) docker/test.py --log docker/test.log

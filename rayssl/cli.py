@@ -1,9 +1,11 @@
 """Settings dataclass <-> command line, and one clear line for a user's mistake. No Ray."""
 
 import dataclasses
+import errno
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,6 +23,7 @@ from rayssl.presets import AtariRun, preset_values
 USAGE_ERROR = 2  # exit code
 Run = TypeVar("Run")
 MAY_DIFFER = frozenset({"address", "data_dir", "results_dir"})  # where a resumed experiment runs
+LEAST_FREE_BYTES = 100e6  # three checkpoints of the network `nature`, without replay
 
 
 def parse_atari_run(argv: Sequence[str] | None = None) -> AtariRun:
@@ -186,6 +189,8 @@ def git_commit() -> str | None:
 def check_writable(folder: Path) -> list[Path]:
     """Makes a folder, proves that files can be written there, and returns the folders it made.
 
+    Room for the first checkpoints has to be there, too.
+
     The probe takes itself away again, also on a disk that is full.
 
     Returns:
@@ -199,6 +204,10 @@ def check_writable(folder: Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".write-probe-", buffering=0) as probe:
             probe.write(b"rayssl")
+        free = shutil.disk_usage(folder).free
+        if free < LEAST_FREE_BYTES:
+            few = f"{free / 1e6:.0f} MB free, at least {LEAST_FREE_BYTES / 1e6:.0f} MB are needed"
+            raise OSError(errno.ENOSPC, few)
         return made
     except OSError as error:
         remove_empty(made)

@@ -8,21 +8,31 @@ per process, and the tests' own process may hold another Ray. Ends with its stdi
 """
 
 import sys
+from typing import Any
 
 from ray.cluster_utils import Cluster
 
 
+def start_node(cluster: Cluster, **settings: Any) -> Any:
+    """Returns a started node; Ray gives it 30 s, too little on a very busy machine: three tries."""
+    for attempt in (1, 2, 3):
+        try:
+            return cluster.add_node(**settings)
+        except Exception:  # it raises no other kind
+            if attempt == 3:
+                raise
+
+
 def main() -> None:
     """Serves commands until stdin ends."""
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
-    )
+    cluster = Cluster()
+    start_node(cluster, num_cpus=0, include_dashboard=False)
     print(cluster.address, flush=True)
     nodes = []
     for line in sys.stdin:
         command, number = line.split()
         if command == "add":
-            nodes.append(cluster.add_node(num_cpus=int(number)))
+            nodes.append(start_node(cluster, num_cpus=int(number)))
             print(len(nodes) - 1, flush=True)
         else:
             cluster.remove_node(nodes[int(number)], allow_graceful=False)

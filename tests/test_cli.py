@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -266,3 +267,13 @@ def test_refusal_is_one_line_on_stderr_and_exit_code_2(
         refuse(error)
     assert stop.value.code == 2
     assert capsys.readouterr() == ("", line)
+
+
+def test_disk_without_room_for_a_checkpoint_is_refused_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=12_000_000))
+    with pytest.raises(OSError, match="12 MB free, at least 100 MB are needed. Choose another"):
+        check_writable(tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []

@@ -21,7 +21,6 @@ from rayssl.rllib.resources import HEAD_NODE
 from rayssl.rllib.start import _not_shared
 
 ROOT = Path(__file__).parent.parent
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
 
 class Raylets:
@@ -35,6 +34,9 @@ class Raylets:
             stderr=subprocess.DEVNULL,
         )  # fmt: skip
         self.address = self._answer()
+        if not self.address:
+            self.close()
+            raise RuntimeError("Expected a cluster, got none: see tests/raylets.py.")
 
     def add(self, cpus: int) -> int:
         return int(self._ask(f"add {cpus}"))
@@ -43,9 +45,7 @@ class Raylets:
         assert self._ask(f"kill {node}") == "killed"
 
     def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(timeout=60)
+        self._process.communicate(timeout=60)
 
     def script(self, name: str, *words: str, token: Path | None = None) -> subprocess.Popen[str]:
         """Starts a script of experiments/ as a driver of this cluster."""
