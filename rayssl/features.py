@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 FORMAT = 1  # of the cache; part of every key
-ROWS_A_PART = 512  # what a killed extraction loses at most
+ROWS_A_PART = 256  # what a killed extraction loses at most, and a step of its progress bar
 
 Compute = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float32]]
 
@@ -80,7 +80,7 @@ class FeatureCache:
     """Features on disk, in parts, under the hash of all that they depend on.
 
         <folder>/<hash>/key.json              what was hashed, for people
-        <folder>/<hash>/00000-<sha256>.npy    float32 rows 0 to 511, named by its content
+        <folder>/<hash>/00000-<sha256>.npy    float32 rows 0 to 255, named by its content
 
     A part is written beside and then renamed, so that a kill loses one part at most; two processes
     that extract the same write the same.
