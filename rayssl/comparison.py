@@ -85,8 +85,11 @@ class Study:
     def size(self) -> str:
         """The budget beside the paper's: `20,480 of the paper's 1,000,000 steps`."""
         paper = PAPER_BUDGET.get(self.job)
-        beside = f" of the paper's {paper:,}" if paper else ""
-        text = f"{self.budget:,}{beside} {self.unit}"
+        text = f"{self.budget:,} {self.unit}"
+        if paper:
+            text = f"{self.budget:,} of the paper's {paper:,} {self.unit}"
+            if self.budget > paper:
+                text = f"{self.budget:,} {self.unit} (the paper: {paper:,})"
         return f"{text}, {self.images:,} training images" if self.images else text
 
     @property

@@ -299,7 +299,8 @@ def _draw_weights(top: Axes, bottom: Axes, curves: Sequence[WeightCurve]) -> Non
         colour = PALETTE[i % len(PALETTE)]
         x = np.array([math.log10(w) if w > 0 else zero for w in curve.weights]) + shift
         for position, scores in zip(x, curve.scores, strict=True):
-            top.plot([position] * len(scores), scores, ".", color=colour, ms=4, alpha=0.5)
+            # Left of the mean, whose interval would hide them.
+            top.plot([position - 0.05] * len(scores), scores, ".", color=colour, ms=5, alpha=0.6)
         _draw_points(top, x, curve.means, colour, curve.name, curve.weights)
         kept = [k for k, gain in enumerate(curve.gains) if gain is not None]
         gains = [gain for gain in curve.gains if gain is not None]

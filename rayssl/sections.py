@@ -28,6 +28,10 @@ from rayssl.tasks import available_tasks, make_task
 
 MAX_ARMS: Final = 8  # in a figure; tables have them all
 MAX_STUDIES: Final = 6  # likewise
+GAME_SCORE: Final = (
+    "mean of the last 100 whole training games (of all, where there were fewer), unclipped, "
+    "exploration on"
+)
 RULE: Final = (
     "A claim is supported if the whole 95% interval of the difference lies on the side that it "
     "says, refuted if the whole interval lies on the other side, and undecided otherwise. With "
@@ -111,13 +115,15 @@ def _warnings(results: Results, studies: Sequence[Study]) -> list[str]:
     small = [f"{study.name} ({study.size})" for study in studies if study.is_small]
     if small:
         lines.append(f"Small runs, shorter than the paper's: {'; '.join(small)}.")
-    alone = [
-        f"{study.name} ({', '.join(names)})"
-        for study in studies
-        if (names := [a.key.name for a in study.arms if len(a.scores) == 1])
-    ]
-    if alone:
-        lines.append(f"One seed only, so no interval and no verdict: {'; '.join(alone)}.")
+    few = {1: "One seed only, so no interval and no verdict", 2: "Two seeds only, so no verdict"}
+    for count, text in few.items():
+        found = [
+            f"{study.name} ({'; '.join(names)})"
+            for study in studies
+            if (names := [a.key.name for a in study.arms if len(a.scores) == count])
+        ]
+        if found:
+            lines.append(f"{text}: {'; '.join(found)}.")
     if results.left_out:
         number = len(results.left_out)
         lines.append(f"Left out: {number} of what was given, listed at the end with the reason.")
@@ -158,10 +164,7 @@ def _learning(
         blocks.append(Table(f"{study.name}: arms", tables.arm_rows(study), " ".join(notes)))
     runs = [run for run in results.runs if run.key.job == "atari"]
     if runs:
-        note = (
-            "Over all steps of each run. Scores are means of the last 100 whole training games, "
-            "unclipped, exploration on."
-        )
+        note = f"Over all steps of each run. Scores: {GAME_SCORE}."
         blocks.append(Table("Runs of games", tables.game_rows(runs, above), note))
     return Section("Learning", _hidden(studies), blocks)
 
@@ -183,7 +186,7 @@ def _hidden(studies: Sequence[Study]) -> list[str]:
 
 def _measure_note(study: Study) -> str:
     if study.job == "atari":
-        return "Scores: mean of the last 100 whole training games, unclipped, exploration on."
+        return f"Scores: {GAME_SCORE}."
     if study.job == "mnist":
         return "Scores: test accuracy in per cent, of the epoch that the protocol reports."
     return "Scores: the value that the sweep reports."

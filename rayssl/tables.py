@@ -41,8 +41,9 @@ def number(value: float, *, sign: bool = False) -> str:
     digits = 2
     while value != 0 and round(value, digits) == 0 and digits < 6:
         digits += 1
-    text = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
-    return text.replace("-0.000000", "0.00").replace("+0.000000", "0.00")
+    if round(value, digits) == 0:
+        return "0.00"
+    return f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
 
 
 def score_interval(scores: Iterable[float]) -> Interval:
@@ -281,7 +282,8 @@ def table_4(studies: Sequence[Study], evaluations: Sequence[Evaluation]) -> list
                 row[f"{game}, paper"] = f"{printed[game]:g}"
                 if agent not in ("Human", "World Record"):
                     row |= {
-                        f"{game}, same measure": _best_cells(arms) or NOT_RUN,
+                        f"{game}, same measure": _best_cells(arms)
+                        or ("no score yet" if arms else NOT_RUN),
                         f"{game}, whole games": _evaluated(evaluated, game, arms, own) or NOT_RUN,
                     }
             rows.append(row)
