@@ -293,7 +293,7 @@ def test_two_processes_train_as_one_with_the_joint_batch(
         assert torch.equal(value, found[1]["network"][name]), name
         moved = float((end[name] - start[name]).abs().max())
         error = float((value - end[name]).abs().max())  # BatchNorm's averages are in it, too
-        assert error <= 0.01 * moved, (name, error, moved)
+        assert error <= 0.02 * moved + 2e-5, (name, error, moved)
 
 
 # Weights
