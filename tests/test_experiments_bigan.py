@@ -207,14 +207,14 @@ class Killed:
         self.before = (self.folder / "epochs.jsonl").read_text().splitlines()
         process = start(self.log, "--resume", str(self.folder))
         try:
-            code = process.wait(timeout=240)
+            code = process.wait(timeout=480)
         finally:
             if process.poll() is None:
                 kill(process)
         assert code == 0, self.log.read_text()
 
     def _wait(self, process: "subprocess.Popen[bytes]", epochs: int) -> None:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 480
         while len(read_epochs(self.folder)) < epochs:
             if time.monotonic() > deadline or process.poll() is not None:
                 kill(process)
@@ -320,7 +320,7 @@ def test_sweep_of_bigans_runs_through_its_own_script(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "experiments" / "sweep.py"), *words]
     with log.open("w") as out:
         done = subprocess.run(
-            command, stdout=out, stderr=subprocess.STDOUT, timeout=400,
+            command, stdout=out, stderr=subprocess.STDOUT, timeout=480,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
         )  # fmt: skip
     assert done.returncode == 0, log.read_text()
