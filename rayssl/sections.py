@@ -157,6 +157,12 @@ def _learning(
     for study in studies:
         small = ": small" if study.is_small else ""
         notes = [f"Compared at {study.size}{small}. {_measure_note(study)}"]
+        longest = max(run.reached for arm in study.arms for run in arm.runs.values())
+        if longest > 1.1 * study.budget:
+            notes.append(
+                f"Some runs are longer, up to {longest:,} {study.unit}; the shortest finished run "
+                "sets where all are compared. Leave short runs out to compare later."
+            )
         if study.flags:
             notes.append(
                 f"The arms differ in more than the pretext task: {'; '.join(study.flags)}."
