@@ -414,6 +414,6 @@ def test_trial_of_atari_has_the_folder_of_a_run(tmp_path: Path, quiet_signals: N
     folder = tmp_path / "games" / rows[0]["folder"]
     assert (rows[0]["status"], rows[0]["done"], rows[0]["planned"]) == ("finished", 400, 400)
     assert read_run(folder)["env_steps"].tolist() == [208, 400]
-    assert load_agent(str(folder)).settings["game"] == "pong"
+    assert load_agent(str(folder)).atari_settings().game == "pong"
     saved = json.loads((folder / "settings.json").read_text())["settings"]
     assert (saved["aux_task"], saved["steps"], saved["frame_size"]) == ("none", 400, 42)
