@@ -512,7 +512,7 @@ def finish(folder: SweepFolder) -> list[dict[str, Any]]:
     rows = folder.rows()
     columns = ("trial", "status", "done", "planned", "final", "best", "reported", "attempts")
     shown = [
-        {name: row[name] for name in columns} | {"minutes": float(row["wall_s"]) / 60}
+        {name: row[name] for name in columns} | {"minutes": row["wall_s"] / 60}
         | ({"error": row["error"]} if row["error"] else {})
         for row in rows
     ]  # fmt: skip

@@ -81,13 +81,18 @@ class SweepFolder:
     def start(self, name: str) -> None:
         """Notes that a trial is started."""
         row = self._rows[name]
-        row["status"], row["error"], row["attempts"] = RUNNING, "", int(row["attempts"]) + 1
+        row["status"], row["error"], row["attempts"] = RUNNING, "", row["attempts"] + 1
         (self.of(name) / STATUS).unlink(missing_ok=True)  # of a trial that was lost
+        self.write_table()
+
+    def retry(self, name: str) -> None:
+        """Notes, at once, that a trial whose process died is started again."""
+        self._rows[name]["attempts"] += 1
         self.write_table()
 
     def report(self, name: str, seconds: float) -> None:
         """Notes a new result of a trial, which is in its log already, and the seconds it took."""
-        self._rows[name]["wall_s"] = float(self._rows[name]["wall_s"] or 0) + seconds
+        self._rows[name]["wall_s"] = self._rows[name]["wall_s"] + seconds
         if time.monotonic() - self._written > WRITE_EVERY_S:
             self._measure(self._trial(name))
             self.write_table()
@@ -162,8 +167,8 @@ class SweepFolder:
         row |= {
             "unit": job.unit, "done": 0, "planned": job.planned(settings), "metric": job.metric,
             "final": None, "best": None, "reported": None,
-            "wall_s": own.get("wall_s", before.get("wall_s") or 0.0),
-            "attempts": own.get("attempts", before.get("attempts") or 0), "folder": trial.name,
+            "wall_s": float(own.get("wall_s", before.get("wall_s") or 0)),
+            "attempts": int(own.get("attempts", before.get("attempts") or 0)), "folder": trial.name,
         }  # fmt: skip
         self._rows[trial.name] = row
         self._measure(trial)

@@ -367,7 +367,7 @@ class SweepLog(tune.Callback):
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Counts and names a retry."""
         name = trial.config["trial"]
-        self._folder.row(name)["attempts"] += 1
+        self._folder.retry(name)
         left = RETRIES - trial.run_metadata.num_failures
         self._print(name, f"its process died; goes on from its checkpoint ({left} retries left)")
 
