@@ -18,10 +18,10 @@ types:
 	$(PYTHON) -m mypy $(SOURCES)
 
 test:
-	$(PYTHON) -m pytest -q
+	$(PYTHON) -m pytest -q -n 2 --dist loadfile
 
 test-fast:
-	$(PYTHON) -m pytest -q -m 'not slow'
+	$(PYTHON) -m pytest -q -n 2 --dist loadfile -m 'not slow'
 
 format:
 	$(PYTHON) -m ruff check --fix .

@@ -132,6 +132,10 @@ class ProbeSettings:
             "classifier": ("adam",)
             if self.protocol == "paper-code"
             else ("logistic", "sgd", "knn"),
+            # paper-code computes features anew in each epoch, from the crops as they are.
+            "training_fakes": ("data",)
+            if self.protocol == "paper-code"
+            else get_args(TrainingFakes),
         }
         for name, choices in closed.items():
             if getattr(self, name) not in choices:

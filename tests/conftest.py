@@ -29,6 +29,8 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         environment.setenv("MPLBACKEND", "Agg")
         environment.setenv("RAY_TMPDIR", ray_tmp)
         environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        # Ray lowers its workers' priority by 15: beside other tests they would get next to nothing.
+        environment.setenv("RAY_worker_niceness", "0")
         for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
             environment.delenv(name, raising=False)
         yield home

@@ -120,8 +120,8 @@ def test_sweep_uses_a_node_that_joins_and_goes_on_from_checkpoints_when_one_is_l
         return [row["epoch"] for row in rows if row["trial"] == trial]
 
     process = raylets.script(
-        "mnist.py", "--dataset", "digits", "--epochs", "60", "--results-dir", str(tmp_path),
-        "--name", "sweep", "--aux-task", "none", "rotation",
+        "mnist.py", "--dataset", "digits", "--epochs", "60", "--train-images", "400",
+        "--results-dir", str(tmp_path), "--name", "sweep", "--aux-task", "none", "rotation",
     )  # fmt: skip
     first, second = "paper-none-s0", "paper-rotation-w1-s0"
     until(lambda: len(epochs(first)) >= 2, process)

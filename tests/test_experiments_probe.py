@@ -285,7 +285,8 @@ def test_attribution_of_a_probe_draws_panels_and_marks_the_maps(
     words = [str(head), "--samples", "2", "--shown", "2", "--scored", "2"]
     found = attribution.main([*words, "--out", str(tmp_path / "a")])
     own, fresh, chance = found["rows"]
-    assert chance["energy inside"][0] == pytest.approx(1 / 16, abs=0.01)  # a quarter of each side
+    # A quarter of each side, and of 256 pixels the middle 224 are seen.
+    assert chance["energy inside"][0] == pytest.approx((256 / 224) ** 2 / 16, abs=0.005)
     assert own["energy inside"][0] > 2 * chance["energy inside"][0]
     assert own["energy inside"] != fresh["energy inside"]
     for name in ("panel.png", "redrawn.png"):

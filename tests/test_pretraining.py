@@ -25,7 +25,8 @@ from rayssl.pretraining import BACKBONES, Arch, Pretraining, PretrainSettings, n
 
 WORKER = Path(__file__).parent / "pretraining_worker.py"
 NAMES = runpy.run_path(str(WORKER))
-SETTINGS: PretrainSettings = NAMES["SETTINGS"]
+EACH_UPDATE: PretrainSettings = NAMES["SETTINGS"]  # a row after every update
+SETTINGS = replace(EACH_UPDATE, checkpoint_every=500)
 
 
 def draw_images(root: Path, per_class: int, side: int = 40) -> Path:
@@ -268,7 +269,7 @@ def test_two_processes_train_as_one_with_the_joint_batch(
         for rank in range(2)
     ]  # fmt: skip
     try:
-        alone = make(folder, validation=ClassFolders(folder, 32))
+        alone = make(folder, EACH_UPDATE, validation=ClassFolders(folder, 32))
         rows = list(alone.progress())
         for process in processes:
             _, errors = process.communicate(

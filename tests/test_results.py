@@ -241,8 +241,14 @@ def test_data_set_cut_short_is_called_small(tmp_path: Path) -> None:
     record_start(tmp_path, START | {"settings": own})
     (study,) = make_studies(read_results([tmp_path]))
     assert not study.is_small
-    record_start(tmp_path, START | {"settings": own | {"train_images": 12000}})
-    (study,) = make_studies(read_results([tmp_path]))
+    cut = dataclasses.replace(settings, train_images=12_000)
+    (tmp_path / "cut").mkdir()
+    for epoch in range(1, 15):
+        row = epoch_row("none", 0.0, 0.9, epoch=epoch)
+        job.open_log(tmp_path / "cut", "a", 0)(row, cut)
+    own = json.loads(json.dumps(dataclasses.asdict(cut), default=str))
+    record_start(tmp_path / "cut", START | {"settings": own})
+    (study,) = make_studies(read_results([tmp_path / "cut"]))
     assert study.is_small
     assert study.size == "14 of the paper's 14 epochs, 12,000 training images"
 
