@@ -99,7 +99,8 @@ class SweepRun:
     search_seed: int = 0
     """Seed of what is drawn."""
     scheduler: Literal["none", "asha", "pbt"] = "none"
-    """asha stops bad trials early; pbt copies good ones and changes their settings on the way."""
+    """asha stops bad trials early; pbt copies good ones and changes their settings on the way (no
+    sweep has run with pbt yet)."""
     baseline: bool = True
     """Add the plain baseline where a setting of the aux head is varied."""
     cpus_per_trial: int | None = None
@@ -441,6 +442,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     try:
         sweep = prepare(*parse(argv))
         run, folder, left = sweep.run, sweep.folder, len(sweep.waiting) + sweep.further
+        asked = len(folder.trials) + sweep.further
         if not run.dry_run:
             made = check_writable(folder.path)
         if left:
@@ -459,7 +461,9 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         go(sweep, where)
     if started_here:
         ray.shutdown()
-    return folder.rows() if run.dry_run else finish(folder)
+    if run.dry_run:
+        return folder.rows()
+    return finish(folder, undrawn=asked - len(folder.trials))
 
 
 def go(sweep: Sweep, where: Place) -> None:
@@ -506,8 +510,12 @@ def print_estimate(sweep: Sweep, at_once: int) -> None:
         print(f"  {source}")
 
 
-def finish(folder: SweepFolder) -> list[dict[str, Any]]:
-    """Prints the closing table; exits with 75 if trials are left, with 1 if some failed."""
+def finish(folder: SweepFolder, undrawn: int) -> list[dict[str, Any]]:
+    """Prints the closing table; exits with 75 if trials are left, with 1 if some failed.
+
+    Args:
+      undrawn: trials that a searcher would still have proposed, had the sweep not been stopped.
+    """
     folder.write_table()
     rows = folder.rows()
     columns = ("trial", "status", "done", "planned", "final", "best", "reported", "attempts")
@@ -527,8 +535,9 @@ def finish(folder: SweepFolder) -> list[dict[str, Any]]:
     for row in rows:
         if row["error"]:
             print(f"error: {row['trial']} {row['status']}: {row['error']}", file=sys.stderr)
-    if left:
-        print(f"{len(left)} trials have not ended; go on with --resume {folder.path}")
+    if left or undrawn > 0:
+        number = len(left) + max(0, undrawn)
+        print(f"{number} trials have not ended; go on with --resume {folder.path}")
         raise SystemExit(UNFINISHED)
     if by_status[LOST]:
         print(f"lost trials are tried again with --resume {folder.path}")

@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -278,11 +279,31 @@ def pbt_interval(planned: int) -> int:
     return max(1, planned // 10)
 
 
-def population_based(job: Job, axes: Axes, planned: int, seed: int) -> PopulationBasedTraining:
+class _WithoutSearcher:
+    """Tune's controller, as it looks to a scheduler that refuses searchers."""
+
+    search_alg = None
+
+
+class Population(PopulationBasedTraining):
+    """PBT over the sweep's own list of trials.
+
+    Tune refuses PBT beside anything that hands out trials, because a searcher would learn from
+    settings that PBT has changed since; `TrialQueue` learns nothing.
+    """
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Takes a trial into the population; asks the controller for nothing but its searcher."""
+        super().on_trial_add(_WithoutSearcher(), trial)
+
+
+def population_based(job: Job, axes: Axes, planned: int, seed: int) -> Population:
     """Returns PBT that changes the axes within their ranges or along their lists."""
     import random
 
     random.seed(seed)  # PBT draws from the global generators
+    # It would have processes reused; ours build what belongs to their settings anew.
+    warnings.filterwarnings("ignore", message="Consider boosting PBT performance")
     changing = {k: a for k, a in axes.items() if isinstance(a, LogRange) or len(a) > 1}
 
     def within(config: dict[str, Any]) -> dict[str, Any]:
@@ -291,7 +312,7 @@ def population_based(job: Job, axes: Axes, planned: int, seed: int) -> Populatio
                 config[name] = min(max(config[name], axis.low), axis.high)
         return config
 
-    return PopulationBasedTraining(
+    return Population(
         time_attr=job.unit, metric=OBJECTIVE, mode=job.mode,
         perturbation_interval=pbt_interval(planned), require_attrs=False, log_config=False,
         hyperparam_mutations={
@@ -524,7 +545,9 @@ def run_trials(
             storage_path=str(folder.path.parent.resolve()),
             stop=StopAtNextReport(),
             checkpoint_config=tune.CheckpointConfig(
-                checkpoint_frequency=every, checkpoint_at_end=True, num_to_keep=1
+                checkpoint_frequency=every,
+                checkpoint_at_end=True,
+                num_to_keep=3 if adapts else 1,  # PBT copies checkpoints of other trials
             ),
             failure_config=tune.FailureConfig(max_failures=RETRIES),
             callbacks=[
