@@ -72,8 +72,15 @@ def find_weights(file: WeightsFile, path: Path | None = None) -> Path:
             return download(file.url, folders[-1] / file.name)
         except OSError as error:  # URLError is one
             reason = f" Downloading {file.url} failed ({getattr(error, 'reason', error)})."
-    looked = " or ".join(str(folder) for folder in folders)
+    looked = " or ".join(_short(folder) for folder in folders)
     raise MissingWeights(f"Weight file missing: {file.name} in {looked}.{reason} {file.where}")
+
+
+def _short(folder: Path) -> str:
+    """The folder as people write it, with ~ for their home: reports that name it travel."""
+    if folder.is_relative_to(Path.home()):
+        return f"~/{folder.relative_to(Path.home())}"
+    return str(folder)
 
 
 def weight_folders() -> list[Path]:
