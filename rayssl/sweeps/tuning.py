@@ -5,6 +5,7 @@ has happened is read from the trials' folders, and every start is a new Tune run
 """
 
 import json
+import logging
 import math
 import shutil
 import sys
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
+from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler, pbt
 from ray.tune.search import Searcher
 
 from rayssl.jobs import Fit, Job
@@ -296,6 +297,12 @@ class Population(PopulationBasedTraining):
         """Takes a trial into the population; asks the controller for nothing but its searcher."""
         super().on_trial_add(_WithoutSearcher(), trial)
 
+    def _get_new_config(self, trial: Any, trial_to_clone: Any) -> Any:
+        """Takes the settings that PBT changes; name, cores and folder remain the trial's own."""
+        config, operations = super()._get_new_config(trial, trial_to_clone)
+        changed = {name: config[name] for name in self._hyperparam_mutations}
+        return trial.config | changed, operations
+
 
 def population_based(job: Job, axes: Axes, planned: int, seed: int) -> Population:
     """Returns PBT that changes the axes within their ranges or along their lists."""
@@ -304,6 +311,7 @@ def population_based(job: Job, axes: Axes, planned: int, seed: int) -> Populatio
     random.seed(seed)  # PBT draws from the global generators
     # It would have processes reused; ours build what belongs to their settings anew.
     warnings.filterwarnings("ignore", message="Consider boosting PBT performance")
+    logging.getLogger(pbt.__name__).setLevel(logging.WARNING)  # SweepLog says it by trials' names
     changing = {k: a for k, a in axes.items() if isinstance(a, LogRange) or len(a) > 1}
 
     def within(config: dict[str, Any]) -> dict[str, Any]:
@@ -435,6 +443,8 @@ class SweepLog(tune.Callback):
         saved = json.loads(path.read_text())
         saved["adapted"] = [*saved.get("adapted", []), {"done": progress, **changed}]
         path.write_text(json.dumps(saved, indent=1))
+        values = ", ".join(f"{name} {value:.4g}" for name, value in changed.items())
+        self._print(name, f"took over a better trial's weights at {progress:,}, now {values}")
 
     def _print(self, name: str, text: str) -> None:
         rows = self._folder.rows()
