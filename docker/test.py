@@ -520,8 +520,15 @@ def main() -> int:
     parser.add_argument("--log", type=Path, help="file for what is printed")
     settings = parser.parse_args()
     began, code = time.monotonic(), 0
-    cluster = Cluster()
-    log(f"{time.strftime('%Y-%m-%d %H:%M')} {cluster.engine}, {os.cpu_count()} cores")
+    try:
+        cluster = Cluster()
+    except ClusterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    commit = run(["git", "describe", "--always", "--dirty", "--abbrev=12"]).stdout.strip()
+    log(
+        f"{time.strftime('%Y-%m-%d %H:%M')} commit {commit}, {cluster.engine}, {os.cpu_count()} cores"
+    )
     try:
         cluster.remove()
         if not settings.no_build:

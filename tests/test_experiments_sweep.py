@@ -26,10 +26,6 @@ ROOT = Path(__file__).parent.parent
 # One update an epoch: the seconds of these trials are those of their processes' start.
 DIGITS = ("mnist", "--dataset", "digits", "--train-images", "200", "--batch-size", "200")
 Refuse = Callable[..., str]
-UNPROVEN = pytest.mark.skipif(
-    "RAYSSL_LONG_TESTS" not in os.environ,
-    reason="has not passed yet: stopped trials keep the shared Ray's cores. RAYSSL_LONG_TESTS=1",
-)
 
 
 # Mistakes
@@ -360,7 +356,6 @@ def quiet_signals(monkeypatch: pytest.MonkeyPatch, ray_local: None) -> None:
     monkeypatch.setenv("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
 
 
-@UNPROVEN
 @pytest.mark.slow
 def test_optuna_goes_on_after_a_stop_with_what_it_has_learned(
     tmp_path: Path, quiet_signals: None, monkeypatch: pytest.MonkeyPatch,
@@ -397,13 +392,12 @@ def test_optuna_goes_on_after_a_stop_with_what_it_has_learned(
     assert {row["status"] for row in rows} <= {"finished", "stopped"}
 
 
-@UNPROVEN
 @pytest.mark.slow
 def test_population_copies_and_changes_what_goes_on(tmp_path: Path, quiet_signals: None) -> None:
-    words = [*DIGITS, "--epochs", "6", "--aux-weight", "log:0.1:2", "--lr", "log:0.001:1"]
+    words = [*DIGITS, "--epochs", "3", "--aux-weight", "log:0.1:2", "--lr", "log:0.001:1"]
     words += ["--search", "random", "--samples", "3", "--scheduler", "pbt", "--name", "people"]
     rows = sweep.main([*words, "--results-dir", str(tmp_path)])
-    assert [row["status"] for row in rows] == ["finished"] * 3
+    assert [(row["status"], row["done"]) for row in rows] == [("finished", 3)] * 3
     notes = [tuning.adapted(tmp_path / "people" / row["trial"]) for row in rows]
     changed = [note for note in notes if note]
     assert changed
