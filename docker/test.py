@@ -526,9 +526,8 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     commit = run(["git", "describe", "--always", "--dirty", "--abbrev=12"]).stdout.strip()
-    log(
-        f"{time.strftime('%Y-%m-%d %H:%M')} commit {commit}, {cluster.engine}, {os.cpu_count()} cores"
-    )
+    now = time.strftime("%Y-%m-%d %H:%M")
+    log(f"{now} commit {commit}, {cluster.engine}, {os.cpu_count()} cores")
     try:
         cluster.remove()
         if not settings.no_build:
