@@ -190,6 +190,11 @@ def main(argv: Sequence[str] | None = None) -> str:
     """Writes the page and returns it."""
     settings = tyro.cli(Settings, args=argv)
     try:
+        if not settings.parts.is_file():
+            raise FileNotFoundError(
+                f"{settings.parts} is missing. Measure it first: python benchmarks/parts.py --json "
+                f"{settings.parts}"
+            )
         rows = json.loads(settings.parts.read_text())
         updates = None
         if settings.gpu:

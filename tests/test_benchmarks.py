@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import bare_limit, measure, parts, replay, scaling, throughput, update_cost
+from benchmarks import (
+    bare_limit,
+    hot_loop,
+    measure,
+    parts,
+    replay,
+    scaling,
+    throughput,
+    update_cost,
+)
 from benchmarks.measure import Meter, Turn
 
 
@@ -250,3 +259,25 @@ def test_scaling_writes_measured_points_beside_predictions(tmp_path: Path) -> No
     with pytest.raises(SystemExit):
         scaling.main(["--parts", str(path), "--out", str(out)])
     assert out.read_text() == text, "a bad file must not replace the page"
+
+
+def test_hot_loop_counts_a_function_once_a_stack_and_leaves_compiling_out() -> None:
+    lines = [
+        "main (a.py:1);training_step (b.py:7);draw (r.py:3);draw (r.py:9) 6",
+        "main (a.py:1);training_step (b.py:8);draw (r.py:3) 2",
+        "main (a.py:1);training_step (b.py:8);convert (torch/_dynamo/convert_frame.py:3) 50",
+        "main (a.py:1);sleep (a.py:5) 100",
+    ]
+    total, own, kept = hot_loop.shares(lines)
+    assert kept == 8
+    assert total == {"training_step (b.py)": 8, "draw (r.py)": 8}
+    assert own == {"draw (r.py)": 8}
+
+
+def test_scaling_without_parts_says_what_to_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        scaling.main(["--parts", str(tmp_path / "parts.json")])
+    assert stop.value.code == 2
+    assert "Measure it first: python benchmarks/parts.py --json" in capsys.readouterr().err

@@ -394,10 +394,10 @@ def test_optuna_goes_on_after_a_stop_with_what_it_has_learned(
 
 @pytest.mark.slow
 def test_population_copies_and_changes_what_goes_on(tmp_path: Path, quiet_signals: None) -> None:
-    words = [*DIGITS, "--epochs", "3", "--aux-weight", "log:0.1:2", "--lr", "log:0.001:1"]
-    words += ["--search", "random", "--samples", "3", "--scheduler", "pbt", "--name", "people"]
+    words = [*DIGITS, "--epochs", "2", "--aux-weight", "log:0.1:2", "--lr", "log:0.001:1"]
+    words += ["--search", "random", "--samples", "2", "--scheduler", "pbt", "--name", "people"]
     rows = sweep.main([*words, "--results-dir", str(tmp_path)])
-    assert [(row["status"], row["done"]) for row in rows] == [("finished", 3)] * 3
+    assert [(row["status"], row["done"]) for row in rows] == [("finished", 2)] * 2
     notes = [tuning.adapted(tmp_path / "people" / row["trial"]) for row in rows]
     changed = [note for note in notes if note]
     assert changed
