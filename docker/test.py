@@ -433,20 +433,25 @@ def sweep(cluster: Cluster) -> None:
 def clear_errors(cluster: Cluster) -> None:
     """A volume that cannot be written, a full disk, too few CPUs: said at once."""
     run_it = [cluster.engine, "run", "--rm", "-e", "RAY_ADDRESS=local"]
-    for what, mount, prepare in (
-        ("a read-only results volume", ["--read-only"], ""),
-        ("a full disk", ["--tmpfs", "/app/results:rw,size=64k,mode=1777"],
-         "head -c 1000000 /dev/zero >/app/results/full 2>/dev/null; "),
+    for what, mount, prepare, where, why in (
+        ("a read-only results volume", ["--read-only"], "", "", "Read-only file system"),
+        ("a full disk", ["--tmpfs", "/full:rw,size=64k,mode=1777"],
+         "head -c 1000000 /dev/zero >/full/file 2>/dev/null; ", " --results-dir /full/results",
+         "space"),
     ):  # fmt: skip
-        words = [*run_it, *mount, IMAGE, "sh", "-c", prepare + "python experiments/atari.py"]
-        done = run(words, timeout_s=300)
-        lines = [line for line in done.stdout.splitlines() if line.startswith("error: ")]
-        check(done.returncode == 2 and len(lines) == 1, f"{what}: exit code {done.returncode}")
-        log(f"    {lines[0]}")
-    done = cluster.exec(*ATARI[:2], "--num-workers", "1000", "--name", "many")
+        words = [*run_it, *mount, IMAGE, "sh", "-c"]
+        done = run([*words, f"{prepare}python experiments/atari.py{where}"], timeout_s=300)
+        expect_error(done, what, why)
+    many = ["--num-workers", "1000", "--envs-per-worker", "1", "--name", "many"]
+    expect_error(cluster.exec(*ATARI[:2], *many), "1000 workers", "CPU")
+
+
+def expect_error(done: "subprocess.CompletedProcess[str]", what: str, why: str) -> None:
+    """Exit code 2 and one line that says why."""
     lines = [line for line in done.stdout.splitlines() if line.startswith("error: ")]
-    check(done.returncode == 2 and len(lines) == 1, "1000 workers: exit code 2")
+    check(done.returncode == 2 and len(lines) == 1, f"{what}: exit code {done.returncode}")
     log(f"    {lines[0]}")
+    check(why in lines[0], f"it names {why!r}")
 
 
 def tensorboard(cluster: Cluster) -> None:
