@@ -2,7 +2,7 @@
 PYTHON ?= .venv/bin/python
 SOURCES := $(wildcard rayssl experiments benchmarks tests)
 
-.PHONY: setup check lint types test test-fast format docker-test
+.PHONY: setup check lint types test test-fast test-long format docker-test
 
 setup:
 	python3 -m venv .venv
@@ -22,6 +22,10 @@ test:
 
 test-fast:
 	$(PYTHON) -m pytest -q -n 2 --dist loadfile -m 'not slow'
+
+# Kills, a node that joins, PBT: minutes each, so that they are not part of the README's line.
+test-long:
+	RAYSSL_LONG_TESTS=1 $(PYTHON) -m pytest -q -m long
 
 format:
 	$(PYTHON) -m ruff check --fix .

@@ -1,5 +1,6 @@
 """Fixtures of every test: own randomness, a home of its own, one small Ray for the session."""
 
+import os
 import shutil
 import tempfile
 import zlib
@@ -10,6 +11,15 @@ import pytest
 import torch
 
 from rayssl.rllib.resources import ensure_auth_token
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leaves tests out that take minutes each, unless they are asked for: `make test-long`."""
+    if "RAYSSL_LONG_TESTS" in os.environ:
+        return
+    for item in items:
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes: RAYSSL_LONG_TESTS=1"))
 
 
 @pytest.fixture

@@ -108,11 +108,7 @@ def test_client_without_the_clusters_token_is_refused_with_one_line(
     assert not (tmp_path / "results").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
-    "RAYSSL_LONG_TESTS" not in os.environ,
-    reason="takes over 5 minutes on 2 cores, and has not passed there yet: RAYSSL_LONG_TESTS=1",
-)
+@pytest.mark.long
 def test_sweep_uses_a_node_that_joins_and_goes_on_from_checkpoints_when_one_is_lost(
     raylets: Raylets, tmp_path: Path
 ) -> None:

@@ -231,12 +231,10 @@ class Killed:
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
-    if "RAYSSL_LONG_TESTS" not in os.environ:
-        pytest.skip("passed once, then did not find the trial's process: RAYSSL_LONG_TESTS=1")
     return Killed(tmp_path_factory.mktemp("killed"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_and_resumed_rows_are_those_of_a_training_without_ray_or_kill(
     killed: Killed,
 ) -> None:
@@ -252,7 +250,7 @@ def test_killed_and_resumed_rows_are_those_of_a_training_without_ray_or_kill(
     assert [[r.get(k) for k in keys] for r in rows] == [[w.get(k) for k in keys] for w in whole]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_experiment_ends_with_table_curves_pictures_and_what_made_them(killed: Killed) -> None:
     folder, printed = killed.folder, killed.log.read_text()
     report = (folder / "report.md").read_text()
@@ -274,7 +272,7 @@ def test_experiment_ends_with_table_curves_pictures_and_what_made_them(killed: K
     assert len(saved["starts"]) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_finished_experiment_writes_its_tables_again(
     killed: Killed, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

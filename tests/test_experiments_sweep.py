@@ -392,7 +392,7 @@ def test_optuna_goes_on_after_a_stop_with_what_it_has_learned(
     assert {row["status"] for row in rows} <= {"finished", "stopped"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_population_copies_and_changes_what_goes_on(tmp_path: Path, quiet_signals: None) -> None:
     words = [*DIGITS, "--epochs", "2", "--aux-weight", "log:0.1:2", "--lr", "log:0.001:1"]
     words += ["--search", "random", "--samples", "2", "--scheduler", "pbt", "--name", "people"]
