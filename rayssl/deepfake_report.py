@@ -156,7 +156,10 @@ def plot_deepfake(trials: Sequence[Finished], path: str | Path, *, dataset: str)
     axes[0].set_yticks(range(len(rows)), names, fontsize=7)
     axes[0].invert_yaxis()
     if arms:
-        axes[1].legend(title="split", frameon=False, fontsize=8)
+        figure.legend(
+            *axes[1].get_legend_handles_labels(), loc="outside lower center", frameon=False,
+            fontsize=8, ncols=len(splits),
+        )  # fmt: skip
     figure.suptitle(
         f"{dataset}; bars: 95% over videos; diamonds: the paper, other data", fontsize=9
     )

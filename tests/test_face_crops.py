@@ -1,6 +1,8 @@
 """Videos to crops: the right frames, upright, squares around faces; damage named, not raised."""
 
 import json
+import sys
+import types
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -351,8 +353,24 @@ def test_file_that_is_no_network_is_refused(tmp_path: Path) -> None:
         make_detector("yunet", tmp_path / "a.onnx")
 
 
+def test_mtcnn_beside_a_torchvision_without_operators_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torchvision
+
+    import rayssl._torchvision  # noqa: F401
+
+    def missing(*args: object) -> None:
+        raise RuntimeError("Couldn't load custom C++ ops.")
+
+    monkeypatch.setitem(sys.modules, "facenet_pytorch", types.ModuleType("facenet_pytorch"))
+    monkeypatch.setattr(torchvision.ops, "nms", missing)
+    with pytest.raises(ValueError, match="compiled operators, and those of torchvision .* do not"):
+        make_detector("mtcnn")
+
+
 def test_mtcnn_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "facenet_pytorch", None)
+    monkeypatch.setitem(sys.modules, "facenet_pytorch", None)
     with pytest.raises(ValueError, match="pip install --no-deps facenet-pytorch"):
         make_detector("mtcnn")
 
