@@ -254,7 +254,8 @@ class Cluster:
 
     def down(self) -> None:
         """Takes the containers away and keeps the volumes."""
-        self.compose("--profile", "tensorboard", "down")
+        # podman-compose 1.6 forgets the workers of --scale; for Docker the word changes nothing.
+        self.compose("--profile", "tensorboard", "down", "--remove-orphans")
 
     def remove(self) -> None:
         """Takes everything of this test away, whatever state it is in."""
