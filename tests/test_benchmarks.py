@@ -197,7 +197,7 @@ def test_parts_derive_the_number_of_workers_that_the_learner_can_serve() -> None
     assert rows["intake, CPU"]["median"] == 30.0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_parts_saves_every_part(
     ray_local: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -356,7 +356,7 @@ def quiet_signals(monkeypatch: pytest.MonkeyPatch, ray_local: None) -> None:
     monkeypatch.setenv("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_optuna_goes_on_after_a_stop_with_what_it_has_learned(
     tmp_path: Path, quiet_signals: None, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
