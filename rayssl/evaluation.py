@@ -217,6 +217,49 @@ def play_games(
         stream.close()
 
 
+def watch_games(
+    agent: Agent | None,
+    settings: AtariSettings,
+    consoles: Any,
+    *,
+    games: int,
+    epsilon: float = EPSILON,
+    seed: int = 0,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields the number of the game and the state, of every state of whole games in turn.
+
+    Each game starts from a seed of its own, drawn from (seed, number of the game). While a state is
+    in the caller's hands the consoles stand still in it: what they show besides, RAM or a screen,
+    is that state's. They are closed at the end.
+
+    Args:
+      agent: None plays uniformly random actions.
+      settings: the games; one console plays.
+      consoles: plays one of these games, e.g. `RamConsoles(settings)`.
+      games: how many.
+      epsilon, seed: as in `play_games`.
+    Yields:
+      the game's number from 0; the state, uint8 `[stack, size, size]`, a copy.
+    Raises:
+      ValueError: as `check_play`.
+    """
+    check_play(agent, settings, episodes=games, epsilon=epsilon, seed=seed)
+    actor = _Actor(agent, settings, epsilon, seed)
+    stream = AtariStream(settings, seed, consoles, steps_per_seed=0)
+    try:
+        for game in range(games):
+            over = False
+            while not over:
+                yield game, stream.obs[0].copy()
+                with _one_torch_thread():
+                    row = stream.step(actor.actions(stream.obs, np.array([True])))
+                over = bool(row.terminated[0] or row.truncated[0])
+            if game + 1 < games:
+                stream.step(np.zeros(1, np.int64))  # the reset: it ignores its action
+    finally:
+        stream.close()
+
+
 def record_game(
     agent: Agent,
     path: str | Path,
