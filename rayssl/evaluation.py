@@ -148,6 +148,53 @@ def load_agent(checkpoint: str | Path) -> Agent:
     return Agent(network.float().eval(), settings, folder, task)
 
 
+class Trunk(NamedTuple):
+    """A trunk's weights by name, without the network's prefix, and the folder they come from."""
+
+    weights: dict[str, torch.Tensor]
+    checkpoint: Path
+
+
+def load_trunk(checkpoint: str | Path, network: str, stack: int, frame_size: int) -> Trunk:
+    """Returns the trunk of a checkpoint, for a run whose own trunk is of the same kind.
+
+    The game and the pretext task may be others.
+
+    Args:
+      checkpoint: as for `load_agent`.
+      network, stack, frame_size: of the run.
+    Raises:
+      FileNotFoundError, ValueError: as `load_agent`, or for a trunk of another kind.
+    """
+    agent = load_agent(checkpoint)
+    _check_alike(agent, "trunk", {"network": network, "stack": stack, "frame_size": frame_size})
+    return Trunk(agent.network.backbone.state_dict(), agent.checkpoint)
+
+
+def load_policy(checkpoint: str | Path, settings: AtariSettings) -> Agent:
+    """Returns the agent of a checkpoint, for games that it can play.
+
+    Raises:
+      FileNotFoundError, ValueError: as `load_agent`, or for another game or other frames.
+    """
+    agent = load_agent(checkpoint)
+    game = rom_id(settings.game)
+    _check_alike(
+        agent, "policy", {"game": game, "stack": settings.stack, "frame_size": settings.frame_size}
+    )
+    return agent
+
+
+def _check_alike(agent: Agent, what: str, own: dict[str, Any]) -> None:
+    saved = agent.settings | {"game": rom_id(agent.settings["game"])}
+    for name, value in own.items():
+        if saved[name] != value:
+            raise ValueError(
+                f"The {what} of {agent.checkpoint} has {name} {saved[name]}, this run {value}. Use "
+                f"a checkpoint of that {name}, or pass --{name.replace('_', '-')} {saved[name]}."
+            )
+
+
 def games_per_env(episodes: int, num_envs: int) -> np.ndarray:
     """Returns how many games of each env count, int64 `[num_envs]`, as even as can be."""
     return np.array([episodes // num_envs + (i < episodes % num_envs) for i in range(num_envs)])
