@@ -2,6 +2,7 @@
 
     python experiments/atari.py --preset quick
     python experiments/atari.py --num-workers 16 --game breakout --aux-task rotation
+    python experiments/atari.py --init-from results/local/pong-permutation-aux-only-s0
     python experiments/atari.py --resume results/local/pong-permutation-s0
 
 Section IV-B of the paper. Ends with a table, a learning curve (PNG) and the path of a checkpoint.
@@ -25,7 +26,8 @@ import ray
 from ray import tune
 
 from rayssl.cli import check_writable, parse_atari_run, provenance, refuse, remove_empty
-from rayssl.envs.atari import game_title, rom_id
+from rayssl.envs.atari import AtariSettings, game_title, rom_id
+from rayssl.evaluation import load_trunk
 from rayssl.jobs.atari import build_config, check_run
 from rayssl.metrics import TABLE_IV
 from rayssl.presets import AtariRun
@@ -83,8 +85,22 @@ def go_on(run: AtariRun, folder: Path, config: AuxDQNConfig) -> int:
     if steps >= run.steps:
         raise ValueError(f"{folder} has {steps} steps already. Pass --steps above that to go on.")
     config.training(restore_from=str(checkpoint.resolve()))
+    config.auxiliary(init_from=None)  # the checkpoint's trunk is further
     print(f"resuming {folder} at {steps:,} steps from {checkpoint.name}", flush=True)
     return steps
+
+
+def trunk_taken(run: AtariRun) -> dict[str, Any]:
+    """Returns what settings.json says of the trunk that a run starts from; {} if it is random."""
+    if not run.init_from:
+        return {}
+    if run.resume:  # as it was recorded at the first start
+        saved = json.loads((run.resume / "settings.json").read_text())
+        return {"taken": saved["taken"]} if "taken" in saved else {}
+    trunk = load_trunk(run.init_from, run.network, AtariSettings().stack, run.frame_size)
+    names = [f"backbone.{name}" for name in trunk.weights]
+    print(f"taken from {trunk.checkpoint}: {', '.join(names)}; heads start anew", flush=True)
+    return {"taken": {"checkpoint": str(trunk.checkpoint), "parameters": names}}
 
 
 def place(config: AuxDQNConfig, run: AtariRun, local: bool) -> str | None:
@@ -185,7 +201,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     made: list[Path] = []
     try:
         run = parse_atari_run(argv)
-        name = run.name or f"{rom_id(run.game)}-{run.aux_task}-s{run.seed}"
+        only = "-aux-only" if run.schedule == "aux-only" else ""
+        name = run.name or f"{rom_id(run.game)}-{run.aux_task}{only}-s{run.seed}"
         folder = run.resume.resolve() if run.resume else run.results_dir / name
         check_run(run)
         check_gpu(run)
@@ -210,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         refuse(error)
     if message:
         print(message, flush=True)
-    record_start(folder, provenance(dataclasses.replace(run, resume=None)))
+    record_start(folder, provenance(dataclasses.replace(run, resume=None)) | trunk_taken(run))
     print(
         f"{game_title(run.game)}, task {run.aux_task}, {run.steps:,} steps -> {folder}", flush=True
     )

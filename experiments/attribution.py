@@ -1,19 +1,24 @@
-"""Shows which pixels move a network's score (SmoothGrad, Fig. 9), and marks the maps against masks.
+"""Shows which pixels move a network's score (SmoothGrad, Figs. 9 and 11), and what to make of it.
 
+    python experiments/attribution.py results/local/pong-permutation-s0 --target aux
+    python experiments/attribution.py RUN --beside dqn=RUN2 --video maps.mp4
+    python experiments/attribution.py results/local/mnist/TRIAL
     python experiments/attribution.py results/local/deepfake/heads/TRIAL.pt
 
-TRIAL is a linear probe of `deepfake.py probe`; its heads/ holds one file each. Takes manipulated
-crops of the probe's test part. Where the faces have masks, the maps are scored: how much of a map
-lies where the face was changed, beside what a map that knows nothing would get and what the same
-network gets with all weights drawn anew. Needs no Ray.
+Takes an Atari run or checkpoint, a trial of mnist.py, or a linear probe of `deepfake.py probe`
+(its heads/ holds one file each). Beside every map stands its rank correlation with the map of the
+same network with all weights drawn anew: a map that looks the same shows the image, not what was
+learnt. Where it is known what should be found (the manipulated part of a face, ball and paddles
+from the console's RAM), the maps are scored, beside what a map that knows nothing would get.
+Needs no Ray.
 """
 
 import json
 import pickle
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,34 +26,52 @@ import torch
 import tyro
 from scipy.stats import spearmanr
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from rayssl import attribution
 from rayssl.attribution import (
+    Condition,
     Kind,
-    Score,
+    condition_grid,
     panel,
     pixel_maps,
     reinitialized,
     score_against_masks,
-    smoothgrad,
 )
-from rayssl.cli import check_writable, provenance, refuse
+from rayssl.cli import check_writable, provenance, refuse, remove_empty
+from rayssl.data import load_dataset
 from rayssl.data.faces import FaceSet, load_face_set
 from rayssl.deepfake import ProbeSettings, as_batch, dataset_of, load_probe, split_of
+from rayssl.evaluation import CONSOLE_FPS, EPSILON, MODEL_SETTINGS, Agent, load_agent
+from rayssl.explaining import (
+    Explained,
+    Target,
+    attribution_frames,
+    check_target,
+    explain_atari,
+    explain_mnist,
+    region_shares,
+)
 from rayssl.metrics import summarize_scores
 from rayssl.report import markdown_table
+from rayssl.video import write_mp4
 
+MNIST_STATE = "state.pt"  # of a trial of mnist.py, in its checkpoint folder
+REDRAWN = "all weights drawn anew"
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Attribution maps of a checkpoint: a panel (PNG), and scores where masks are known."""
+    """Attribution maps of a checkpoint: panels (PNG), and scores where it is known what to find."""
 
     checkpoint: tyro.conf.Positional[Path]
-    """A probe's file in heads/ of an experiment of deepfake.py probe."""
-    faces: Path | None = None
-    """Folder of the probe's face set; default: the one that its experiment was started with."""
+    """An Atari run or checkpoint folder, a trial of mnist.py, or a probe's file in heads/."""
+    target: Target | None = None
+    """What is explained: aux (logit of the true pretext class), q (Q-value of the chosen action) or
+    class; default: aux where an Atari network has it, class of an image."""
+    beside: tuple[str, ...] = ()
+    """More Atari networks for the same states, NAME=CHECKPOINT each: rows of conditions.png."""
     kind: Kind = "smoothgrad_sq"
     """smoothgrad_sq (mean of squared gradients: the paper's) or smoothgrad (mean of gradients)."""
     samples: int = attribution.SAMPLES
@@ -56,35 +79,37 @@ class Settings:
     noise: float = attribution.NOISE
     """Noise's deviation as a share of an image's range (0.05: the authors' code)."""
     shown: int = 6
-    """Images in the panel."""
+    """Inputs in the panels."""
     scored: int = 48
-    """Images scored against masks, from as many videos as there are."""
+    """Inputs scored against what should be found, from as many videos or games as there are."""
+    games: int = 4
+    """Atari: games that the states come from."""
+    epsilon: float = EPSILON
+    """Atari: share of random actions in them; 1: a random agent's games."""
+    video: Path | None = None
+    """Atari: MP4 file of maps along the first game."""
+    video_steps: int = 450
+    """Agent steps in it, at most; 450 are half a minute."""
+    faces: Path | None = None
+    """Folder of a probe's face set; default: the one that its experiment was started with."""
+    data_dir: Path | None = None
+    """Folder of the files of a classifier's data set; default: as its experiment."""
     seed: int = 0
-    """Of noise, choice of images and redrawn weights."""
+    """Of noise, choice of inputs, games, pretext draws and redrawn weights."""
     batch_size: int = 20
     """Noisy copies at once."""
+    device: str = "cpu"
+    """Where the maps are computed: cpu or cuda."""
     out: Path = Path("results/local/attribution")
-    """Folder for panel.png, redrawn.png and attribution.json."""
+    """Folder for panel.png, redrawn.png, conditions.png and attribution.json."""
 
 
-class Explained(NamedTuple):
-    """What one kind of checkpoint has to say of itself.
+@dataclass(frozen=True)
+class Subject:
+    """A checkpoint that was read: what it has to say, and its agent where it plays a game."""
 
-    Attributes:
-      network: for `reinitialized`; score: makes the score to explain from a network.
-      x: float inputs `[N, ...]`; images: how they look, `[N, H, W, 3]` in [0, 1].
-      captions: of each; clusters: images of one cluster (video) are no independent evidence.
-      masks: bool `[N, H, W]` of what should be found, or None; what: of a caption for people.
-    """
-
-    network: nn.Module
-    score: Callable[[nn.Module], Score]
-    x: Tensor
-    images: Floats
-    captions: list[str]
-    clusters: npt.NDArray[np.int64]
-    masks: npt.NDArray[np.bool_] | None
-    what: str
+    explained: Explained
+    agent: Agent | None = None
 
 
 def explain_deepfake_probe(checkpoint: dict[str, Any], settings: Settings) -> Explained:
@@ -116,27 +141,52 @@ def explain_deepfake_probe(checkpoint: dict[str, Any], settings: Settings) -> Ex
         f"{str(v).rsplit('/', 1)[-1]}\np(fake) {p:.2f}" for v, p in zip(videos, fake, strict=True)
     ]
     return Explained(
-        network, lambda net: lambda batch: _margin(net(batch)), x, visible(crops), names,
-        np.unique(videos.astype(str), return_inverse=True)[1].astype(np.int64), masks,
-        f"{dataset_of(faces)}: {probe.name}, score: logit of fake minus real",
+        network, lambda net, i: lambda batch: _margin(net(batch)), x, visible(crops), names,
+        np.unique(videos.astype(str), return_inverse=True)[1].astype(np.int64),
+        f"{dataset_of(faces)}: {probe.name}, score: logit of fake minus real", masks=masks,
     )  # fmt: skip
 
 
-# A kind of checkpoint is a line here: how it is recognised by `read_checkpoint`, who explains it.
-EXPLAINERS: dict[str, Callable[[dict[str, Any], Settings], Explained]] = {
-    "deepfake-probe": explain_deepfake_probe,
-}
-
-
-def read_checkpoint(path: Path) -> tuple[str, dict[str, Any]]:
-    """Returns the kind of a checkpoint, a key of EXPLAINERS, and what it holds.
+def read_subject(settings: Settings) -> Subject:
+    """Returns what is to be explained: a folder is a run or a trial, a file a probe.
 
     Raises:
       FileNotFoundError, ValueError: if it is not there, or of no known kind.
     """
+    path = settings.checkpoint
+    if not path.is_dir():
+        if settings.beside or settings.video:
+            raise ValueError("--beside and --video need an Atari checkpoint, a folder.")
+        probe = read_probe(path)
+        if settings.target not in (None, "class"):
+            raise ValueError(f"A probe has no score {settings.target!r}. Available: class.")
+        return Subject(explain_deepfake_probe(probe, settings))
+    count = max(settings.shown, settings.scored)
+    if any(path.rglob(MODEL_SETTINGS)):
+        agent = load_agent(path)
+        explained = explain_atari(
+            agent, target=settings.target, count=count, games=settings.games,
+            epsilon=settings.epsilon, seed=settings.seed,
+        )  # fmt: skip
+        return Subject(explained, agent)
+    if settings.beside or settings.video:
+        raise ValueError("--beside and --video need an Atari checkpoint.")
+    state, data = read_classifier(path, settings.data_dir)
+    return Subject(
+        explain_mnist(state, data, target=settings.target, count=count, seed=settings.seed)
+    )
+
+
+def read_probe(path: Path) -> dict[str, Any]:
+    """Returns what a probe's file holds.
+
+    Raises:
+      FileNotFoundError, ValueError: if it is not there, or no probe.
+    """
     if not path.is_file():
         raise FileNotFoundError(
-            f"No checkpoint at {path}. Pass a file in heads/ of an experiment of deepfake.py probe."
+            f"No checkpoint at {path}. Pass a file in heads/ of an experiment of deepfake.py probe,"
+            " or the folder of a run of atari.py or of a trial of mnist.py."
         )
     try:
         found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -144,11 +194,44 @@ def read_checkpoint(path: Path) -> tuple[str, dict[str, Any]]:
     except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
         raise ValueError(
             f"Expected {path} to be a probe that deepfake.py probe wrote, got "
-            f"{type(error).__name__}. Available kinds: {', '.join(EXPLAINERS)}."
+            f"{type(error).__name__}. Other checkpoints are given by their folder."
         ) from error
-    if kind not in EXPLAINERS:
-        raise ValueError(f"{path} is of kind {kind!r}. Available: {', '.join(EXPLAINERS)}.")
-    return kind, found
+    if kind != "deepfake-probe":
+        raise ValueError(f"{path} is of kind {kind!r}. Available: deepfake-probe.")
+    return found
+
+
+def read_classifier(path: Path, data_dir: Path | None) -> tuple[dict[str, Any], Any]:
+    """Returns the state of the one trial of mnist.py at or below a folder, and its images.
+
+    Raises:
+      FileNotFoundError, ValueError: if there is none, or several, or its experiment is unknown.
+    """
+    files = sorted(path.rglob(MNIST_STATE))
+    if len(files) != 1:
+        found = ", ".join(str(file.parent) for file in files[:3])
+        raise FileNotFoundError(
+            f"Expected the checkpoint of one run or trial in {path}, got {len(files) or 'none'}"
+            + (
+                f": {found}{', ...' if len(files) > 3 else ''}. Pass one of these."
+                if found
+                else "."
+            )
+        )
+    try:
+        state = torch.load(files[0], map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{files[0]} cannot be read ({type(error).__name__}).") from error
+    for folder in files[0].resolve().parents:
+        if (folder / "settings.json").is_file():
+            saved = json.loads((folder / "settings.json").read_text())["settings"]
+            own = saved.get("data_dir")
+            data_dir = data_dir or (Path(own) if own else None)
+            return state, load_dataset(saved["dataset"], data_dir, verify=saved["verify"])
+    raise ValueError(
+        f"Expected {files[0]} in the folder of an experiment of mnist.py, whose settings.json "
+        "names the data set. Leave it there."
+    )
 
 
 def faces_folder(settings: Settings) -> Path:
@@ -189,13 +272,43 @@ def _margin(logits: Tensor) -> Tensor:
     return logits[:, 1] - logits[:, 0]
 
 
-def maps_of(explained: Explained, network: nn.Module, settings: Settings) -> Floats:
-    """Returns the pixel maps of all images: `[N, H, W]`."""
-    maps = smoothgrad(
-        explained.score(network), explained.x, kind=settings.kind, samples=settings.samples,
+def networks(subject: Subject, settings: Settings) -> dict[str, nn.Module]:
+    """The networks that are asked the same questions, by name; the checkpoint's own is the first.
+
+    Raises:
+      FileNotFoundError, ValueError: for a --beside that is no NAME=CHECKPOINT, or of other states.
+    """
+    found: dict[str, nn.Module] = {"as trained": subject.explained.network}
+    for word in settings.beside:
+        name, _, path = word.partition("=")
+        if not path or not name or name in (*found, REDRAWN):
+            raise ValueError(
+                f"Expected --beside NAME=CHECKPOINT with a name of its own, got {word!r}."
+            )
+        assert subject.agent is not None
+        other, own = load_agent(path), subject.agent
+        alike = [
+            other.settings.get(k) == own.settings.get(k) for k in ("game", "stack", "frame_size")
+        ]
+        same_heads = other.task == own.task or check_target(own, settings.target) == "q"
+        if not all(alike) or not same_heads:
+            raise ValueError(
+                f"{path} plays another game, sees other frames, or has another pretext task than "
+                f"{settings.checkpoint}: they have no score in common. Use --target q for networks "
+                "of several tasks."
+            )
+        found[name] = other.network.requires_grad_(False)
+    return found
+
+
+def maps_of(explained: Explained, network: nn.Module, settings: Settings, name: str) -> Tensor:
+    """Maps of a network, `[N, C, H, W]`, behind a progress bar on a terminal."""
+    found = explained.maps(
+        network.to(settings.device), kind=settings.kind, samples=settings.samples,
         noise=settings.noise, seed=settings.seed, batch_size=settings.batch_size,
+        track=lambda numbers: tqdm(numbers, desc=f"maps, {name}", unit="map", disable=None),
     )  # fmt: skip
-    return pixel_maps(maps)
+    return found.cpu()
 
 
 def score_rows(explained: Explained, maps: dict[str, Floats]) -> list[dict[str, Any]]:
@@ -227,46 +340,121 @@ def interval(values: Floats, clusters: npt.NDArray[np.int64]) -> list[float]:
     return [found.mean, found.ci_low, found.ci_high]
 
 
-def likeness(a: Floats, b: Floats) -> float:
-    """Returns the mean Spearman correlation of two sets of maps, pixel by pixel."""
-    return float(np.mean([spearmanr(x.ravel(), y.ravel()).statistic
-                          for x, y in zip(a, b, strict=True)]))  # fmt: skip
+def region_rows(explained: Explained, maps: dict[str, Tensor]) -> list[dict[str, Any]]:
+    """Returns one row for each network's maps: the share in each region, games resampled."""
+    rows: list[dict[str, Any]] = []
+    uniform: dict[str, Any] = {"maps": "a uniform map", "states": len(explained.x)}
+    for name, found in maps.items():
+        row: dict[str, Any] = {"maps": name, "states": len(explained.x)}
+        for region, shares in region_shares(found, explained.regions).items():
+            row[f"share on {region}"] = interval(shares.of_map, explained.clusters)
+            uniform[f"share on {region}"] = interval(shares.uniform, explained.clusters)
+        rows.append(row)
+    return [*rows, uniform]
+
+
+def likeness(a: Floats, b: Floats) -> list[float]:
+    """Returns the Spearman correlation of each pair of maps, pixel by pixel."""
+    return [float(spearmanr(x.ravel(), y.ravel()).statistic) for x, y in zip(a, b, strict=True)]
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Writes panels and attribution.json, prints the table, and returns what was found."""
+    """Writes panels and attribution.json, prints the tables, and returns what was found."""
     settings = tyro.cli(Settings, args=argv)
+    made: list[Path] = []
     try:
-        for name in ("shown", "scored"):
+        for name in ("shown", "scored", "games", "video_steps"):
             if getattr(settings, name) < 1:
-                raise ValueError(f"--{name} must be 1 or more, got {getattr(settings, name)}.")
-        kind, checkpoint = read_checkpoint(settings.checkpoint)
-        explained = EXPLAINERS[kind](checkpoint, settings)
-        check_writable(settings.out)
-        own = maps_of(explained, explained.network, settings)
-        fresh = maps_of(explained, reinitialized(explained.network, seed=settings.seed), settings)
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option} must be 1 or more, got {getattr(settings, name)}.")
+        if settings.video and settings.video.suffix != ".mp4":
+            raise ValueError(f"Expected a --video path ending in .mp4, got {settings.video}.")
+        subject = read_subject(settings)
+        trained = networks(subject, settings)
+        explained = on_device(subject.explained, settings.device)
+        made = check_writable(settings.out)
+        maps, alike = {}, {}
+        for name, network in trained.items():
+            fresh = reinitialized(network, seed=settings.seed)
+            maps[name] = maps_of(explained, network, settings, name)
+            drawn = maps_of(explained, fresh, settings, f"{name}, {REDRAWN}")
+            maps.setdefault(REDRAWN, drawn)  # of the checkpoint itself
+            alike[name] = likeness(pixel_maps(maps[name]), pixel_maps(drawn))
     except (ValueError, OSError) as error:
+        remove_empty(made)
         refuse(error)
-    alike = likeness(own, fresh)
-    results: dict[str, Any] = provenance(settings) | {"what": explained.what, "likeness": alike}
-    n = settings.shown
-    for name, found, which in (
-        ("panel.png", own, "as trained"),
-        ("redrawn.png", fresh, "all weights drawn anew"),
-    ):
-        path = panel(
-            explained.images[:n], found[:n], settings.out / name,
-            masks=None if explained.masks is None else explained.masks[:n],
-            captions=explained.captions[:n], title=f"{explained.what}\n{settings.kind}, {which}",
-        )  # fmt: skip
+    maps[REDRAWN] = maps.pop(REDRAWN)  # the last row
+    results: dict[str, Any] = provenance(settings) | {
+        "what": explained.what,
+        "likeness": {name: float(np.mean(values)) for name, values in alike.items()},
+        "likeness_of_each": alike,
+        "inputs": [text.replace("\n", ", ") for text in explained.captions],
+    }
+    for path in draw(explained, maps, alike, settings):
         print(path)
+    rows: list[dict[str, Any]] = []
     if explained.masks is not None:
-        maps = {f"{settings.kind}, as trained": own, "all weights drawn anew": fresh}
-        results["rows"] = score_rows(explained, maps)
-        print(f"\n{explained.what}\n\n{table(results['rows'])}")
-    print(f"\nSpearman correlation of the maps with those of redrawn weights: {alike:.2f}")
+        rows = score_rows(explained, {f"{settings.kind}, {k}" if k != REDRAWN else k: pixel_maps(v)
+                                      for k, v in maps.items()})  # fmt: skip
+    elif explained.regions:
+        rows = region_rows(explained, maps)
+    if rows:
+        results["rows"] = rows
+        print(f"\n{explained.what}\n\n{table(rows)}")
+    print("\nSpearman correlation of each map with that of the same network, weights drawn anew:")
+    for name, values in alike.items():
+        shown = " ".join(f"{value:.2f}" for value in values[: settings.shown])
+        print(f"{name}: mean {np.mean(values):.2f}; of those shown {shown}")
     (settings.out / "attribution.json").write_text(json.dumps(results, indent=1))
+    if settings.video:
+        assert subject.agent is not None
+        record(subject.agent, settings, settings.video)
     return results
+
+
+def on_device(explained: Explained, device: str) -> Explained:
+    """The same with inputs on a device; raises ValueError if there is no such device."""
+    try:
+        return replace(explained, x=explained.x.to(device))
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device} cannot be used: {error}") from error
+
+
+def draw(
+    explained: Explained, maps: dict[str, Tensor], alike: dict[str, list[float]], settings: Settings
+) -> Iterable[Path]:
+    """Draws the panels and returns their paths: input, map and overlay; one row a network."""
+    n = settings.shown
+    notes = {
+        name: [f"rank corr. with redrawn {value:.2f}" for value in values[:n]]
+        for name, values in alike.items()
+    }
+    flat = {name: pixel_maps(found)[:n] for name, found in maps.items()}
+    for name, file in (("as trained", "panel.png"), (REDRAWN, "redrawn.png")):
+        yield panel(
+            explained.images[:n], flat[name], settings.out / file,
+            frames=None if explained.frames is None else explained.frames[:n],
+            masks=None if explained.masks is None else explained.masks[:n],
+            captions=explained.captions[:n], notes=notes.get(name, ()),
+            title=f"{explained.what}\n{settings.kind}, {name}",
+        )  # fmt: skip
+    rows = [Condition(name, found, notes.get(name, ())) for name, found in flat.items()]
+    yield condition_grid(
+        explained.images[:n], rows, settings.out / "conditions.png",
+        captions=explained.captions[:n], title=f"{explained.what}\n{settings.kind}",
+    )  # fmt: skip
+
+
+def record(agent: Agent, settings: Settings, path: Path) -> None:
+    """Writes the video of maps along a game."""
+    frames = attribution_frames(
+        agent, target=settings.target, kind=settings.kind, samples=settings.samples,
+        noise=settings.noise, seed=settings.seed, batch_size=settings.batch_size,
+        steps=settings.video_steps, epsilon=settings.epsilon,
+    )  # fmt: skip
+    shown = tqdm(frames, desc="video", unit="step", disable=None, total=settings.video_steps)
+    count = write_mp4(path, shown, CONSOLE_FPS / agent.atari_settings().frame_skip)
+    print(f"Video: {path}, {count} agent steps")
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

@@ -1,13 +1,19 @@
-"""Pretrains a backbone on an image folder: labels and a pretext task at once, over Ray Train.
+"""Pretrains a backbone: on an image folder over Ray Train, or on the frames of a game with RLlib.
+
+    python experiments/pretrain.py atari --game pong --steps 100000    # the aux loss alone
+    python experiments/pretrain.py atari --policy results/local/RUN    # frames of a trained player
+
+A game's trunk is trained as experiments/atari.py trains it, with all its options, but for the TD
+updates: there are none. Its checkpoint starts another run: experiments/atari.py --init-from DIR.
 
     python experiments/pretrain.py --data IMAGENET/train --workers 8 --gpus-per-worker 1
     python experiments/pretrain.py --data DIR --no-labels              # RotNet: rotation alone
     python experiments/pretrain.py --data DIR --aux-weight 0           # plain supervised training
     python experiments/pretrain.py --resume results/local/pretrain     # after Ctrl-C or kill -9
 
-DIR holds one folder a class (torchvision's ImageFolder). Ends with a table of the epochs and the
-weights, which `rayssl.backbones` reads: so the row "AlexNet (backbone trained with ImageNet &
-Rotation)" of Table III can be trained as the paper describes it.
+DIR holds one folder a class (torchvision's ImageFolder): labels and a pretext task at once. Ends
+with a table of the epochs and the weights, which `rayssl.backbones` reads: so the row "AlexNet
+(backbone trained with ImageNet & Rotation)" of Table III can be trained as the paper describes it.
 """
 
 import dataclasses
@@ -16,6 +22,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -25,7 +32,7 @@ if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
 import ray
 import tyro
 
-from rayssl.cli import check_writable, provenance, refuse, remove_empty
+from rayssl.cli import check_writable, provenance, refuse, remove_empty, value_of
 from rayssl.data.class_folders import ClassFolders
 from rayssl.pretraining import BACKBONES, Arch, PretrainSettings, check_data, check_share
 from rayssl.pretraining_job import (
@@ -170,8 +177,23 @@ def make_job(run: PretrainRun) -> PretrainJob:
     )  # fmt: skip
 
 
+def pretrain_on_games(words: Sequence[str]) -> str:
+    """Runs experiments/atari.py without TD updates and returns its table as markdown."""
+    if value_of(words, "--schedule") is not None:
+        refuse(
+            "pretrain.py atari trains with the aux loss alone. For schedules that make TD updates "
+            "use experiments/atari.py."
+        )
+    # A script's own folder is on the path, the folder above it is not.
+    atari = import_module("experiments.atari" if __package__ else "atari")
+    return markdown_table([atari.main(["--schedule", "aux-only", *words])])
+
+
 def main(argv: Sequence[str] | None = None) -> str:
     """Runs the pretraining of a command line and returns its table as markdown."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["atari"]:
+        return pretrain_on_games(words[1:])
     made: list[Path] = []
     try:
         run = parse(argv)

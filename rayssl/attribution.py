@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from captum.attr import Saliency
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -171,8 +172,10 @@ def panel(
     maps: npt.NDArray[np.float64],
     path: str | Path,
     *,
+    frames: npt.NDArray[np.float64] | None = None,
     masks: npt.NDArray[np.bool_] | None = None,
     captions: Sequence[str] = (),
+    notes: Sequence[str] = (),
     title: str = "",
 ) -> Path:
     """Draws image, map and overlay of each input as a column (Fig. 9) and returns the PNG's path.
@@ -183,30 +186,103 @@ def panel(
       images: `[N, H, W, 3]` or `[N, H, W]`, in [0, 1].
       maps: `[N, H, W]`, 0 or more.
       path: where to write.
+      frames: `[N, F, H, W]`, in [0, 1]: all frames of an input of several, drawn in place of the
+        image, one below the other; the overlay is on the image.
       captions: one for each column.
+      notes: one below each map.
     """
-    figure = Figure(figsize=(2.0 * len(images) + 0.4, 6.8), layout="constrained")
-    axes = figure.subplots(3, len(images), squeeze=False)
-    top = np.percentile(maps, SHOWN_PERCENTILE, axis=(1, 2), keepdims=True)
-    bright = np.clip(maps / np.where(top > 0, top, 1), 0, 1)  # [N, H, W]
+    count, above = len(images), 1 if frames is None else frames.shape[1]
+    size = (2.0 * count + 0.4, 2.0 * (above + 2) + 0.8)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(above + 2, count, squeeze=False)
+    bright = shown_map(maps)
     for i, column in enumerate(axes.T):
-        shown = [images[i], bright[i], images[i]]
-        for axis, picture in zip(column, shown, strict=True):
-            axis.imshow(picture, cmap="gray" if picture.ndim == 2 else None, vmin=0, vmax=1)
-            axis.set(xticks=[], yticks=[])
-        column[1].images[0].set_cmap("inferno")
-        column[2].imshow(bright[i], cmap="inferno", alpha=bright[i], vmin=0, vmax=1)
+        for k in range(above):
+            _show(column[k], images[i] if frames is None else frames[i, k])
+        _show(column[-2], bright[i], "inferno")
+        _show(column[-1], images[i])
+        column[-1].imshow(bright[i], cmap="inferno", alpha=bright[i], vmin=0, vmax=1)
         if masks is not None and masks[i].any():
             for axis in column:
                 axis.contour(masks[i], levels=[0.5], colors="#33ddff", linewidths=0.8)
         if captions:
             column[0].set_title(captions[i], fontsize=7)
-    for axis, label in zip(axes[:, 0], ("input", "attribution", "overlay"), strict=True):
+        if notes:
+            column[-2].set_xlabel(notes[i], fontsize=7)
+    inputs = ["input"] if frames is None else [f"frame {k + 1}" for k in range(above)]
+    for axis, label in zip(axes[:, 0], [*inputs, "attribution", "overlay"], strict=True):
         axis.set_ylabel(label, fontsize=8)
     figure.suptitle(title, fontsize=9)
     path = Path(path)
     figure.savefig(path, dpi=130, format="png")
     return path
+
+
+def shown_map(maps: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Returns maps as they are drawn, in [0, 1]: each as a share of its own 99th percentile.
+
+    Args:
+      maps: `[N, H, W]`, 0 or more.
+    """
+    top = np.percentile(maps, SHOWN_PERCENTILE, axis=(1, 2), keepdims=True)
+    bright: npt.NDArray[np.float64] = np.clip(maps / np.where(top > 0, top, 1), 0, 1)
+    return bright
+
+
+class Condition(NamedTuple):
+    """A row of `condition_grid`: a network's maps of the same inputs.
+
+    Attributes:
+      name: which network.
+      maps: `[N, H, W]`, 0 or more.
+      notes: one below each map, or none.
+    """
+
+    name: str
+    maps: npt.NDArray[np.float64]
+    notes: Sequence[str] = ()
+
+
+def condition_grid(
+    images: npt.NDArray[np.float64],
+    conditions: Sequence[Condition],
+    path: str | Path,
+    *,
+    captions: Sequence[str] = (),
+    title: str = "",
+) -> Path:
+    """Draws inputs on top and one row of maps for each network (Fig. 11); returns the PNG's path.
+
+    Args:
+      images: `[N, H, W, 3]` or `[N, H, W]`, in [0, 1].
+      conditions: the rows.
+      path: where to write.
+      captions: one for each column.
+    """
+    rows = 1 + len(conditions)
+    figure = Figure(figsize=(2.0 * len(images) + 0.6, 2.15 * rows + 0.6), layout="constrained")
+    axes = figure.subplots(rows, len(images), squeeze=False)
+    for i, axis in enumerate(axes[0]):
+        _show(axis, images[i])
+        if captions:
+            axis.set_title(captions[i], fontsize=7)
+    axes[0, 0].set_ylabel("input", fontsize=8)
+    for row, condition in zip(axes[1:], conditions, strict=True):
+        bright = shown_map(condition.maps)
+        for i, axis in enumerate(row):
+            _show(axis, bright[i], "inferno")
+            if condition.notes:
+                axis.set_xlabel(condition.notes[i], fontsize=7)
+        row[0].set_ylabel(condition.name, fontsize=8)
+    figure.suptitle(title, fontsize=9)
+    path = Path(path)
+    figure.savefig(path, dpi=130, format="png")
+    return path
+
+
+def _show(axis: Axes, picture: npt.NDArray[np.float64], colours: str = "gray") -> None:
+    axis.imshow(picture, cmap=colours if picture.ndim == 2 else None, vmin=0, vmax=1)
+    axis.set(xticks=[], yticks=[])
 
 
 def _ranges(x: Tensor, value_range: tuple[float, float] | None) -> Tensor:

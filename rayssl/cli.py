@@ -59,7 +59,11 @@ def parse_atari_run(argv: Sequence[str] | None = None) -> AtariRun:
 
 def _check_fits_checkpoints(run: AtariRun, saved: AtariRun) -> None:
     """Refuses what the start would find out too late: when settings.json is written anew."""
-    names = ["game", "aux_task", "network", "frame_size", "optimizers"]
+    names = ["game", "aux_task", "network", "frame_size", "optimizers", "freeze_trunk"]
+    if (
+        run.init_from != saved.init_from
+    ):  # it would be passed over: the weights are the checkpoint's
+        names.append("init_from")
     if run.num_workers == saved.num_workers == 0:  # the checkpoint holds the games under way
         names.append("envs_per_worker")
     for name in names:
@@ -93,7 +97,7 @@ def saved_settings(run: Path) -> dict[str, Any]:
         ) from error
     known = {field.name for field in dataclasses.fields(AtariRun)}
     values = {key: value for key, value in values.items() if key in known}
-    for key in ("results_dir", "resume"):
+    for key in ("results_dir", "resume", "policy", "init_from"):
         if values.get(key) is not None:
             values[key] = Path(values[key])
     return values

@@ -148,6 +148,53 @@ def load_agent(checkpoint: str | Path) -> Agent:
     return Agent(network.float().eval(), settings, folder, task)
 
 
+class Trunk(NamedTuple):
+    """A trunk's weights by name, without the network's prefix, and the folder they come from."""
+
+    weights: dict[str, torch.Tensor]
+    checkpoint: Path
+
+
+def load_trunk(checkpoint: str | Path, network: str, stack: int, frame_size: int) -> Trunk:
+    """Returns the trunk of a checkpoint, for a run whose own trunk is of the same kind.
+
+    The game and the pretext task may be others.
+
+    Args:
+      checkpoint: as for `load_agent`.
+      network, stack, frame_size: of the run.
+    Raises:
+      FileNotFoundError, ValueError: as `load_agent`, or for a trunk of another kind.
+    """
+    agent = load_agent(checkpoint)
+    _check_alike(agent, "trunk", {"network": network, "stack": stack, "frame_size": frame_size})
+    return Trunk(agent.network.backbone.state_dict(), agent.checkpoint)
+
+
+def load_policy(checkpoint: str | Path, settings: AtariSettings) -> Agent:
+    """Returns the agent of a checkpoint, for games that it can play.
+
+    Raises:
+      FileNotFoundError, ValueError: as `load_agent`, or for another game or other frames.
+    """
+    agent = load_agent(checkpoint)
+    game = rom_id(settings.game)
+    _check_alike(
+        agent, "policy", {"game": game, "stack": settings.stack, "frame_size": settings.frame_size}
+    )
+    return agent
+
+
+def _check_alike(agent: Agent, what: str, own: dict[str, Any]) -> None:
+    saved = agent.settings | {"game": rom_id(agent.settings["game"])}
+    for name, value in own.items():
+        if saved[name] != value:
+            raise ValueError(
+                f"The {what} of {agent.checkpoint} has {name} {saved[name]}, this run {value}. Use "
+                f"a checkpoint of that {name}, or pass --{name.replace('_', '-')} {saved[name]}."
+            )
+
+
 def games_per_env(episodes: int, num_envs: int) -> np.ndarray:
     """Returns how many games of each env count, int64 `[num_envs]`, as even as can be."""
     return np.array([episodes // num_envs + (i < episodes % num_envs) for i in range(num_envs)])
@@ -213,6 +260,49 @@ def play_games(
     try:
         with _one_torch_thread():
             return _play(stream, actor, games_per_env(episodes, settings.num_envs), on_game)
+    finally:
+        stream.close()
+
+
+def watch_games(
+    agent: Agent | None,
+    settings: AtariSettings,
+    consoles: Any,
+    *,
+    games: int,
+    epsilon: float = EPSILON,
+    seed: int = 0,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields the number of the game and the state, of every state of whole games in turn.
+
+    Each game starts from a seed of its own, drawn from (seed, number of the game). While a state is
+    in the caller's hands the consoles stand still in it: what they show besides, RAM or a screen,
+    is that state's. They are closed at the end.
+
+    Args:
+      agent: None plays uniformly random actions.
+      settings: the games; one console plays.
+      consoles: plays one of these games, e.g. `RamConsoles(settings)`.
+      games: how many.
+      epsilon, seed: as in `play_games`.
+    Yields:
+      the game's number from 0; the state, uint8 `[stack, size, size]`, a copy.
+    Raises:
+      ValueError: as `check_play`.
+    """
+    check_play(agent, settings, episodes=games, epsilon=epsilon, seed=seed)
+    actor = _Actor(agent, settings, epsilon, seed)
+    stream = AtariStream(settings, seed, consoles, steps_per_seed=0)
+    try:
+        for game in range(games):
+            over = False
+            while not over:
+                yield game, stream.obs[0].copy()
+                with _one_torch_thread():
+                    row = stream.step(actor.actions(stream.obs, np.array([True])))
+                over = bool(row.terminated[0] or row.truncated[0])
+            if game + 1 < games:
+                stream.step(np.zeros(1, np.int64))  # the reset: it ignores its action
     finally:
         stream.close()
 

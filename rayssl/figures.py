@@ -181,6 +181,44 @@ def draw_aggregates(
     return figure
 
 
+@dataclass(frozen=True)
+class ProbeScores:
+    """What linear probes read of one number of a game's state.
+
+    Attributes:
+      name: of the number.
+      f1, r2: network -> score with interval; absent where there is none.
+    """
+
+    name: str
+    f1: Mapping[str, Interval]
+    r2: Mapping[str, Interval]
+
+
+@_PLAIN_TEXT
+def draw_probes(rows: Sequence[ProbeScores], looks: Mapping[str, tuple[str, str]]) -> Figure:
+    """Returns F1 on the left and R2 on the right, a line for each number, a point a network."""
+    figure = _figure(10, 1.3 + (0.18 * len(looks) + 0.16) * len(rows))
+    for axis, measure in zip(figure.subplots(1, 2, sharey=True), ("f1", "r2"), strict=True):
+        _style(axis)
+        for k, (name, (colour, _)) in enumerate(looks.items()):
+            found = [(i, getattr(row, measure).get(name)) for i, row in enumerate(rows)]
+            shown = [(i, each) for i, each in found if each and math.isfinite(each.value)]
+            if not shown:
+                continue
+            places = [i + 0.8 * ((k + 0.5) / len(looks) - 0.5) for i, _ in shown]
+            values = np.array([[e.value, e.low, e.high] for _, e in shown]).T
+            ends = np.nan_to_num(np.abs(values[1:] - values[0]))
+            axis.errorbar(values[0], places, xerr=ends, fmt="o", ms=4, color=colour, capsize=2,
+                          lw=1.2, label=name)  # fmt: skip
+        axis.set_yticks(range(len(rows)), [row.name for row in rows])
+        axis.set_ylim(len(rows) - 0.4, -0.6)
+        axis.set_title({"f1": "F1, classification", "r2": "R2, regression"}[measure])
+        axis.set_xlim(left=max(axis.get_xlim()[0], -0.5), right=1.02)  # R2 has no lowest value
+    figure.axes[0].legend(frameon=False, fontsize=8, loc="best")
+    return figure
+
+
 def save(figure: Figure, stem: Path) -> str:
     """Writes stem.png and stem.svg and returns the SVG of a page; the same figure, the same bytes.
 

@@ -28,12 +28,18 @@ class AtariRun:
     """Weight of the aux loss, eq. (3); 0 is the plain baseline."""
     aux_every: int = 1
     """One aux update after this many TD updates."""
-    schedule: Literal["alternate", "joint", "pretrain"] = "alternate"
-    """Alternate updates (the paper), add the losses (eq. 3), or aux first and TD after it."""
+    schedule: Literal["alternate", "joint", "pretrain", "aux-only"] = "alternate"
+    """Alternate updates (the paper), add the losses (eq. 3), aux first, then TD, or never TD."""
     pretrain_updates: int = 0
     """Aux-only updates before the first TD update."""
     optimizers: Literal["shared", "separate"] = "shared"
     """One Adam for both losses, or one each."""
+    policy: Path | None = None
+    """With schedule aux-only: the run or checkpoint that plays; by default random actions."""
+    init_from: Path | None = None
+    """Run or checkpoint whose trunk this run starts from, e.g. one of pretrain.py atari."""
+    freeze_trunk: bool = False
+    """Train the heads only: the trunk stays what it is at the start."""
     steps: int = 400_000
     """Agent steps of the run."""
     seed: int = 0
@@ -134,6 +140,7 @@ _PONG_SOURCES = {
     "aux_every": "section IV-B: alternate",
     "schedule": "section IV-B: alternate",
     "pretrain_updates": "section IV-B: none in the main runs",
+    "freeze_trunk": "section IV-B: all losses train the trunk",
     "optimizers": "ours: one Adam, one memory of the shared trunk's gradients",
     "steps": _BUDGET,
     "envs_per_worker": "ours: one forward pass serves 8 games",
@@ -185,6 +192,7 @@ PRESETS: dict[str, dict[str, Setting]] = {
         "aux_every": Setting(1, _CODE + ": one TD update, then one aux update"),
         "schedule": Setting("alternate", _CODE),
         "pretrain_updates": Setting(0, _CODE),
+        "freeze_trunk": Setting(False, _CODE),
         "optimizers": Setting("separate", _CODE + ": a second Adam for the aux loss"),
         "steps": Setting(1_000_000, _CODE),
         "num_workers": Setting(0, _CODE + ": one environment"),

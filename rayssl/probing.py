@@ -2,6 +2,7 @@
 
     found = fit_logistic_regression(train, validation)
     found.probe.log_probabilities(test.x)
+    probe_state(features, values, games, split, class_width=16)    # F1 and R2 on held-out games
 
 Whatever is chosen (C, k, the epoch) is chosen by log-loss on a validation set; no function here
 takes a test set.
@@ -19,12 +20,15 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 
 C_VALUES: Final = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # inverse L2 penalty, per sample sum
 K_VALUES: Final = (1, 5, 20, 50)
+STATE_C_VALUES: Final = (1e-3, 1e-2, 1e-1)  # for features of 512 to 7,744 numbers, states by 1,000s
+RIDGE_PENALTIES: Final = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # a sample, in units of its squared error
+RESAMPLES = 2_000  # of games
 MAX_ITERATIONS = 2_000  # of L-BFGS; not reached but for large C on separable classes
 
 
@@ -154,6 +158,179 @@ def fit_logistic_regression(
         probe = LinearProbe(weight, bias, mean, scale)
         candidates.append((probe, {"C": float(c)}, {"converged": converged}))
     return _lowest_log_loss(candidates, validation)
+
+
+@dataclass(frozen=True)
+class LinearRegressor:
+    """value = ((x - mean) / scale) weight + bias.
+
+    Attributes:
+      weight: float64 `[D]`; bias: a number.
+      mean, scale: `[D]`, of the training features.
+    """
+
+    weight: npt.NDArray[np.float64]
+    bias: float
+    mean: npt.NDArray[np.float64]
+    scale: npt.NDArray[np.float64]
+
+    def predict(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        """Returns the values of features `[N, D]`: `[N]`."""
+        found: npt.NDArray[np.float64] = (x - self.mean) / self.scale @ self.weight + self.bias
+        return found
+
+
+def fit_ridge(
+    train: tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]],
+    validation: tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]],
+    *,
+    penalties: Sequence[float] = RIDGE_PENALTIES,
+) -> LinearRegressor:
+    """Returns the ridge regression whose penalty has the least squared error on the validation set.
+
+    min_w |y - x w - b|^2 + penalty N |w|^2, features standardized on the training set.
+
+    Args:
+      train, validation: features `[N, D]` and values `[N]`.
+      penalties: to try, each above 0.
+    Raises:
+      ValueError: for penalties that cannot be used.
+    """
+    _check_candidates("penalty", penalties)
+    mean, scale = _moments(train[0])
+    x = (train[0] - mean) / scale
+    tried = []
+    for penalty in penalties:
+        model = Ridge(alpha=penalty * len(x)).fit(x, train[1])
+        found = LinearRegressor(model.coef_, float(model.intercept_), mean, scale)
+        error = float(((found.predict(validation[0]) - validation[1]) ** 2).mean())
+        tried.append((error, found))
+    return min(tried, key=lambda pair: pair[0])[1]
+
+
+class GameSplit(NamedTuple):
+    """Which games are for fitting, for choosing, and held out; no game is in two of them."""
+
+    train: Sequence[int]
+    validation: Sequence[int]
+    test: Sequence[int]
+
+
+class StateScores(NamedTuple):
+    """How well a line reads one number of the state: the test games, and resamples of them.
+
+    Attributes:
+      f1, r2: float64 `[1 + RESAMPLES]`: of the test games as they are, then of each resample.
+      states: of the test games.
+    """
+
+    f1: npt.NDArray[np.float64]
+    r2: npt.NDArray[np.float64]
+    states: int
+
+
+def probe_state(
+    x: npt.NDArray[np.float32],
+    values: npt.NDArray[np.float64],
+    games: npt.NDArray[np.int64],
+    split: GameSplit,
+    *,
+    class_width: int = 1,
+    c_values: Sequence[float] = STATE_C_VALUES,
+    seed: int = 0,
+) -> StateScores | None:
+    """Returns F1 and R2 of linear probes of one number, fitted and judged on different games.
+
+    F1: logistic regression over classes of `class_width` neighbouring values; the mean over classes
+    weighted by their share, as AtariARI reports it. A class that training has not seen counts as
+    missed; where validation has no other, training chooses the penalty. R2: ridge regression of the
+    value. Games are resampled, not states: those of one game are no independent evidence. The same
+    seed resamples the same games for all numbers and networks, so that differences can be taken
+    resample by resample.
+
+    Args:
+      x: float32 `[N, D]`, features of a frozen network.
+      values: `[N]`, whole numbers; NaN where the number is unknown: these states are left out.
+      games: `[N]`, which game a state is from.
+      split: the games.
+      class_width: values in a class.
+      c_values: inverse penalties of the logistic regression to try.
+      seed: of the resampling.
+    Returns:
+      None for a number that does not change in the training or the test games.
+    Source: Anand et al. 2019, arXiv:1906.08226, section 5.
+    """
+    known = np.isfinite(values)
+    parts = [known & np.isin(games, part) for part in split]
+    train, validation, test = ((x[rows], values[rows]) for rows in parts)
+    classes = np.unique(train[1] // class_width)
+    if len(classes) < 2 or not len(validation[1]) or len(np.unique(test[1])) < 2:
+        return None
+
+    def labels(part: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+        """Number of the class; the last one, len(classes), for classes not seen in training."""
+        place = np.searchsorted(classes, part // class_width).clip(max=len(classes) - 1)
+        found: npt.NDArray[np.int64] = np.where(
+            classes[place] == part // class_width, place, len(classes)
+        )
+        return found
+
+    fitting = LabelledFeatures(train[0], labels(train[1]))
+    choosing = LabelledFeatures(validation[0], labels(validation[1]))
+    rows = choosing.y < len(classes)
+    choosing = LabelledFeatures(choosing.x[rows], choosing.y[rows]) if rows.any() else fitting
+    fitted = fit_logistic_regression(fitting, choosing, c_values=c_values)
+    guessed = fitted.probe.log_probabilities(test[0]).argmax(1)
+    error = (fit_ridge(train, validation).predict(test[0]) - test[1]) ** 2
+    numbers = [games[parts[2]] == game for game in split.test]
+    side = len(classes) + 1
+    pairs = labels(test[1]) * side + guessed
+    confusion = np.array([np.bincount(pairs[own], minlength=side * side) for own in numbers])
+    sums = np.array([
+        [own.sum(), test[1][own].sum(), (test[1][own] ** 2).sum(), error[own].sum()]
+        for own in numbers
+    ])  # fmt: skip
+    draws = _resamples(len(split.test), seed)
+    return StateScores(
+        weighted_f1((draws @ confusion).reshape(-1, side, side)), r_squared(draws @ sums),
+        len(test[1]),
+    )  # fmt: skip
+
+
+def weighted_f1(confusion: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Returns F1 averaged over classes with their shares as weights: `[...]`.
+
+    sum_k n_k / N * 2 TP_k / (2 TP_k + FP_k + FN_k).
+
+    Args:
+      confusion: `[..., K, K]`, counts by true and by guessed class.
+    """
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1)  # [..., K]
+    true, guessed = confusion.sum(-1), confusion.sum(-2)
+    f1 = 2 * hits / np.maximum(true + guessed, 1)
+    found: npt.NDArray[np.float64] = (f1 * true).sum(-1) / np.maximum(true.sum(-1), 1)
+    return found
+
+
+def r_squared(sums: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Returns 1 - sum of squared errors / sum of squares around the mean: `[...]`.
+
+    NaN where the values do not differ.
+
+    Args:
+      sums: `[..., 4]`: number of values, their sum, the sum of their squares, of squared errors.
+    """
+    n, total, squares, errors = np.moveaxis(np.asarray(sums, np.float64), -1, 0)
+    around = squares - total**2 / np.maximum(n, 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(around > 1e-9 * np.maximum(squares, 1), 1 - errors / around, np.nan)
+
+
+def _resamples(count: int, seed: int) -> npt.NDArray[np.int64]:
+    """How often each of `count` games is in: once in the first row, as drawn in the others."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
+    return np.concatenate([np.ones((1, count), np.int64), drawn])
 
 
 def fit_nearest_neighbours(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-AuxScheduleName = Literal["alternate", "joint", "pretrain"]
+AuxScheduleName = Literal["alternate", "joint", "pretrain", "aux-only"]
 AUX_SCHEDULES: tuple[str, ...] = get_args(AuxScheduleName)
 Update = Literal["td", "aux", "joint"]
 
@@ -59,6 +59,7 @@ class AuxSchedule:
     - `joint`: one update of the weighted sum of eq. (3) in every `every`-th slot, TD in the others.
     - `pretrain`: aux updates only in the first `pretrain_updates` slots ("pre-trained ... with only
       the self-supervised loss"), TD updates only after them.
+    - `aux-only`: an aux update in every slot, never a TD update: a trunk for another run.
 
     `pretrain_updates` may precede the other two schedules as well. With `name=None` (task `none`)
     every slot is a TD update: the same number of TD updates per env step in every arm.
@@ -90,7 +91,7 @@ class AuxSchedule:
         """Returns the updates of slot number `slot` (from 0), in order."""
         if self.name is None:
             return ("td",)
-        if slot < self.pretrain_updates:
+        if self.name == "aux-only" or slot < self.pretrain_updates:
             return ("aux",)
         due = (slot - self.pretrain_updates + 1) % self.every == 0
         if self.name == "pretrain" or not due:

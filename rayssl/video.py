@@ -105,6 +105,31 @@ def draw_frame(screen: np.ndarray, panel: Panel) -> np.ndarray:
     return np.asarray(image)
 
 
+def draw_attribution(
+    screen: np.ndarray, frame: np.ndarray, heat: np.ndarray, title: str, caption: str
+) -> np.ndarray:
+    """Returns a frame of a video of maps, RGB uint8 `[HEIGHT, WIDTH, 3]`.
+
+    On the left the console's screen, on the right what the network sees, with its map over it.
+
+    Args:
+      screen: the console's, RGB uint8 `[h, w, 3]`.
+      frame: the newest of the network's input, grey uint8 `[H, W]`.
+      heat: the map, float `[H, W]` in [0, 1]; 1 covers the frame.
+      title, caption: a line each, below the right picture's top edge.
+    """
+    image = Image.new("RGB", (WIDTH, HEIGHT), BACKGROUND)
+    image.paste(Image.fromarray(screen).resize(SCREEN, Image.Resampling.NEAREST))
+    share = heat[..., None]
+    warm = frame[..., None] * 0.7 * (1 - share) + np.array(CHOSEN) * share
+    seen = Image.fromarray(warm.round().clip(0, 255).astype(np.uint8))
+    image.paste(seen.resize(SCREEN, Image.Resampling.NEAREST), (SCREEN[0], 0))
+    draw = ImageDraw.Draw(image)
+    draw.text((SCREEN[0] + 10, 24), title, TEXT, _font(16), anchor="ls")
+    draw.text((SCREEN[0] + 10, 44), caption, MUTED, _font(14), anchor="ls")
+    return np.asarray(image)
+
+
 def action_words(name: str) -> str:
     """Returns an ALE action's name as words: `DOWNRIGHTFIRE` -> `down right fire`."""
     parts = re.findall(r"UP|DOWN|LEFT|RIGHT|FIRE", name)

@@ -11,6 +11,7 @@ from rayssl.cli import provenance
 from rayssl.presets import AtariRun
 from rayssl.rllib.checkpoint import MODEL_SETTINGS, write_manifest
 from rayssl.rllib.start import ray_address
+from tests.toy_agents import save_agent
 
 Refuse = Callable[..., str]
 
@@ -94,6 +95,58 @@ def test_word_that_does_not_parse_is_one_message_that_says_what_is_expected(
     assert words[1] in err or words[0] in err
     assert "Traceback" not in err
     assert err.count("--help") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--init-from", "gone"], "No checkpoint folder at "),
+        (["--init-from", "."], "No checkpoint in or below "),
+        (
+            ["--init-from", "text"],
+            "has network paper-text, this run nature. Use a checkpoint of th",
+        ),
+        (
+            ["--init-from", "small"],
+            "has frame_size 42, this run 84. Use a checkpoint of that frame",
+        ),
+        (["--init-from", "damaged"], "holds more than tensors, or is damaged."),
+        (["--policy", "small"], "A policy plays for schedule 'aux-only' alone, got 'alternate'"),
+    ],
+    ids=" ".join,
+)
+def test_trunk_that_cannot_be_taken_is_one_line_before_anything_starts(
+    words: list[str], text: str, tmp_path: Path, refused: Refuse
+) -> None:
+    save_agent(tmp_path / "agents" / "text", network="paper-text", size=84)
+    save_agent(tmp_path / "agents" / "small", game="pong")
+    (save_agent(tmp_path / "agents" / "damaged", size=84) / "model.pt").write_bytes(b"no weights")
+    (tmp_path / "empty").mkdir()
+    place = {"text": "agents/text", "small": "agents/small", "damaged": "agents/damaged",
+             ".": "empty"}  # fmt: skip
+    err = refused(*(place.get(word, word) for word in words))
+    assert err.startswith("error: ")
+    assert text in err
+    assert err.count("\n") == 1
+
+
+def test_trunk_that_is_taken_is_printed_and_recorded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = save_agent(tmp_path / "saved", size=84)
+    run = AtariRun(init_from=saved)
+    atari.check_run(run)
+    found = atari.trunk_taken(run)["taken"]
+    assert found["checkpoint"] == str(saved)
+    assert found["parameters"][0] == "backbone.convs.0.weight"
+    assert all(name.startswith("backbone.") for name in found["parameters"])
+    assert "backbone.fc.0.bias; heads start anew" in capsys.readouterr().out
+    # A run that goes on needs the folder no more, and keeps the record.
+    (tmp_path / "settings.json").write_text(json.dumps({"taken": found}))
+    resumed = AtariRun(init_from=tmp_path / "gone", resume=tmp_path)
+    atari.check_run(resumed)
+    assert atari.trunk_taken(resumed) == {"taken": found}
+    assert atari.trunk_taken(AtariRun()) == {}
 
 
 def test_results_folder_below_a_file_is_one_line_and_the_file_stays(

@@ -235,3 +235,25 @@ def test_killed_run_goes_on_with_another_number_of_workers_and_leaves_weights(
     table = pretrain.main(["--resume", str(run)])
     assert table.splitlines()[0].startswith("| epoch | lr")
     assert len(table.splitlines()) == 4
+
+
+# Games
+
+
+def test_pretraining_on_games_is_an_aux_only_run_of_atari(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[list[str]] = []
+
+    def started(words: list[str]) -> dict[str, object]:
+        asked.append(words)
+        return {"TD updates": 0}
+
+    monkeypatch.setattr("experiments.atari.main", started)
+    table = pretrain.main(["atari", "--game", "pong", "--steps", "7"])
+    assert asked == [["--schedule", "aux-only", "--game", "pong", "--steps", "7"]]
+    assert "| TD updates |" in table
+    with pytest.raises(SystemExit) as stop:
+        pretrain.main(["atari", "--schedule", "joint"])
+    assert stop.value.code == 2
+    assert "with the aux loss alone" in capsys.readouterr().err

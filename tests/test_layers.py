@@ -32,6 +32,7 @@ LAYERS = [
         "attribution",
         "deepfake",
         "evaluation",
+        "explaining",
         "features",
         "pretraining",
         "probing",

@@ -16,7 +16,7 @@ from rayssl.tasks import available_tasks
 PLUMBING = {
     "preset", "seed", "num_workers", "num_learners", "num_gpus", "learner_cpus", "address",
     "results_dir", "name", "resume", "checkpoint_every", "save_replay", "replay_device",
-    "compile", "steps_per_report",
+    "compile", "steps_per_report", "policy", "init_from",  # folders of one's own
 }  # fmt: skip
 # Fields that count something over time or data, and the words that say what.
 UNITS = {
@@ -65,7 +65,7 @@ def test_paper_code_preset_is_the_table_of_paper_code_md() -> None:
         "network": "paper-code",
         "double_q": True, "n_step": 1, "gamma": 0.99,  # algorithm
         "prioritized": True, "replay_capacity": 10_000,
-        "lr": 1e-4, "adam_epsilon": 1e-8, "optimizers": "separate",  # optimizer
+        "lr": 1e-4, "adam_epsilon": 1e-8, "optimizers": "separate", "freeze_trunk": False,
         "grad_clip": 10.0, "grad_clip_by": "norm", "compute_dtype": "float32",
         "learning_starts": 10_000, "replay_ratio": 1 / 4, "batch_size": 32,  # schedule
         "schedule": "alternate", "aux_every": 1, "aux_weight": 1.0, "pretrain_updates": 0,

@@ -74,6 +74,11 @@ def test_pretrain_is_aux_updates_only_and_then_td_updates_only() -> None:
     assert tape(AuxSchedule("pretrain", pretrain_updates=3), 6) == "aux | aux | aux | td | td | td"
 
 
+def test_aux_only_never_makes_a_td_update() -> None:
+    assert tape(AuxSchedule("aux-only", every=2), 4) == "aux | aux | aux | aux"
+    assert td_updates(AuxSchedule("aux-only"), 100) == 0
+
+
 def test_pretraining_ignores_the_period() -> None:
     assert tape(AuxSchedule("pretrain", every=2, pretrain_updates=3), 5) == (
         "aux | aux | aux | td | td"
@@ -127,10 +132,10 @@ def test_an_update_depends_on_its_slot_alone() -> None:
 def test_unknown_schedule_is_refused_with_the_known_ones() -> None:
     with pytest.raises(
         ValueError,
-        match=r"^Unknown schedule 'alternating'\. Available: alternate, joint, pretrain\.$",
+        match=r"^Unknown schedule 'alternating'\. Available: alternate, joint, pretrain, aux-o",
     ):
         AuxSchedule(cast(AuxScheduleName, "alternating"))
-    assert AUX_SCHEDULES == ("alternate", "joint", "pretrain")
+    assert AUX_SCHEDULES == ("alternate", "joint", "pretrain", "aux-only")
 
 
 @pytest.mark.parametrize("every", [0, -1])

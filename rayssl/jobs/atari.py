@@ -32,6 +32,9 @@ def build_config(run: AtariRun) -> AuxDQNConfig:
         .auxiliary(
             task=run.aux_task, weight=run.aux_weight, every=run.aux_every, schedule=run.schedule,
             pretrain_updates=run.pretrain_updates,
+            policy=str(run.policy.resolve()) if run.policy else None,
+            init_from=str(run.init_from.resolve()) if run.init_from else None,
+            freeze_trunk=run.freeze_trunk,
             optimizers="shared" if plain else run.optimizers,
         )
         .training(
@@ -78,7 +81,8 @@ def check_run(run: AtariRun) -> None:
             f"--batch-size {run.batch_size} is not shared evenly by {run.num_learners} learners. "
             "Choose a multiple."
         )
-    build_config(run).validate()
+    # A run that goes on has its trunk: the one it started from may be gone.
+    build_config(replace(run, init_from=None) if run.resume else run).validate()
     make_trunk(run.network, size=run.frame_size)  # refuses frames that are too small
 
 
@@ -122,7 +126,7 @@ class AtariJob(Job):
         {"seed", "preset", "name", "results_dir", "resume", "address", "learner_cpus", "num_gpus",
          "num_learners"}
     )  # fmt: skip
-    aux_only: ClassVar = ("schedule", "aux_every", "pretrain_updates", "optimizers")
+    aux_only: ClassVar = ("schedule", "aux_every", "pretrain_updates", "optimizers", "policy")
     adaptable: ClassVar = ("aux_weight",)
 
     def check(self, settings: AtariRun) -> None:

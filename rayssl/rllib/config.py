@@ -9,6 +9,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
 from rayssl.backbones.atari import TRUNKS
 from rayssl.envs.atari import AtariSettings
+from rayssl.evaluation import load_policy, load_trunk
 from rayssl.schedules import AUX_SCHEDULES, AuxSchedule, AuxScheduleName, LinearSchedule
 from rayssl.tasks import make_task
 
@@ -46,6 +47,9 @@ class AuxDQNConfig(AlgorithmConfig):
         self.aux_every = 1
         self.aux_schedule: AuxScheduleName = "alternate"
         self.pretrain_updates = 0
+        self.policy: str | None = None
+        self.init_from: str | None = None
+        self.freeze_trunk = False
         self.optimizers = "shared"
         self.cosine_every = 200
         # training()
@@ -101,6 +105,9 @@ class AuxDQNConfig(AlgorithmConfig):
         every: int = NotProvided,
         schedule: str = NotProvided,
         pretrain_updates: int = NotProvided,
+        policy: str | None = NotProvided,
+        init_from: str | None = NotProvided,
+        freeze_trunk: bool = NotProvided,
         optimizers: str = NotProvided,
         cosine_every: int = NotProvided,
     ) -> "AuxDQNConfig":
@@ -112,8 +119,13 @@ class AuxDQNConfig(AlgorithmConfig):
             "shared" it multiplies the aux loss; with "separate" the aux learning rate, because an
             Adam of its own divides a constant factor of the loss away again.
           every: one aux update after this many TD updates.
-          schedule: `alternate`, `joint` or `pretrain` (rayssl.schedules.AuxSchedule).
+          schedule: `alternate`, `joint`, `pretrain` or `aux-only` (rayssl.schedules.AuxSchedule).
           pretrain_updates: aux-only updates before the first TD update.
+          policy: with `aux-only`: folder of a run or checkpoint whose network plays, greedily but
+            for a share `epsilon_end`; None: random actions. All nodes must see it.
+          init_from: folder of a run or checkpoint whose trunk this run starts from (heads and
+            optimizer start anew); None: random weights. All nodes must see it.
+          freeze_trunk: no update moves the trunk; only heads are trained.
           optimizers: `shared`: one Adam for both losses; `separate`: one each, as the paper's code.
           cosine_every: slots between two measurements of the cosine of TD and aux gradients on
             the trunk; 0: never. Each costs about one TD and one aux update.
@@ -127,6 +139,9 @@ class AuxDQNConfig(AlgorithmConfig):
             aux_every=every,
             aux_schedule=schedule,
             pretrain_updates=pretrain_updates,
+            policy=policy,
+            init_from=init_from,
+            freeze_trunk=freeze_trunk,
             optimizers=optimizers,
             cosine_every=cosine_every,
         )
@@ -281,7 +296,9 @@ class AuxDQNConfig(AlgorithmConfig):
         return max(1, self.num_env_runners) * self.num_envs_per_env_runner
 
     def epsilon_at(self, env_steps: int) -> float:
-        """Returns epsilon after this many agent steps; 1 while the trunk is pretrained."""
+        """Returns epsilon after this many agent steps; 1 while only the aux task is trained."""
+        if self.aux_schedule == "aux-only":
+            return self.epsilon_end if self.policy else 1.0
         if env_steps < self.pretrain_steps:
             return 1.0
         schedule = LinearSchedule(self.epsilon_start, self.epsilon_end, self.epsilon_steps)
@@ -344,6 +361,9 @@ class AuxDQNConfig(AlgorithmConfig):
                 f"schedule 'alternate' or 'pretrain', got task {self.aux_task or 'none'}, schedule "
                 f"'{self.aux_schedule}'. Use optimizers='shared'."
             )
+        self._check_aux_only()
+        if self.init_from:
+            load_trunk(self.init_from, self.network, settings.stack, settings.frame_size)
         if self.replay_device == "learner" and self.num_learners:
             raise ValueError(
                 f"replay_device='learner' needs the learner in the algorithm's own process, got "
@@ -359,6 +379,28 @@ class AuxDQNConfig(AlgorithmConfig):
                 f"games side by side need {need} and learning starts at "
                 f"{self.learning_starts_steps} steps. Raise it, or lower the others."
             )
+
+    def _check_aux_only(self) -> None:
+        """Raises ValueError, or what `load_policy` raises, for what does not go with aux-only."""
+        if self.aux_schedule != "aux-only":
+            if self.policy:
+                raise ValueError(
+                    f"A policy plays for schedule 'aux-only' alone, got '{self.aux_schedule}': "
+                    "elsewhere the network that is trained plays. Leave policy out."
+                )
+            return
+        if self.aux_schedule_rule.name is None:
+            raise ValueError(
+                "Schedule 'aux-only' needs a task and a weight above 0, got task "
+                f"{self.aux_task or 'none'} and weight {self.aux_weight:g}."
+            )
+        if self.prioritized:
+            raise ValueError(
+                "Schedule 'aux-only' has no TD errors that replay could be prioritized by. Pass "
+                "--no-prioritized."
+            )
+        if self.policy:
+            load_policy(self.policy, self.atari_settings())
 
     def _check_numbers(self) -> None:
         """Before RLlib looks: its own texts do not name a way out, or it compares text with 0."""

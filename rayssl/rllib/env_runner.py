@@ -16,6 +16,8 @@ from ray.rllib.utils.checkpoints import Checkpointable
 from ray.rllib.utils.typing import StateDict
 
 from rayssl.envs.atari import AtariStream, Game, LifeEpisode, StepRow, action_set
+from rayssl.evaluation import load_policy
+from rayssl.networks import MultiHeadNetwork
 from rayssl.replay import Fragment
 from rayssl.rllib.checkpoint import MODEL_SETTINGS
 from rayssl.rllib.learner import resolve_dtype, skip_filling_of_new_tensors
@@ -58,6 +60,7 @@ class AtariEnvRunner(EnvRunner, Checkpointable):
         self.worker_index = self.worker_index or 0
         self._weights_version = -1
         self._params: dict[str, torch.Tensor] = {}
+        self._policy = self._load_policy()
         remote = self.worker_index > 0
         if remote:
             torch.set_num_threads(1)
@@ -133,7 +136,7 @@ class AtariEnvRunner(EnvRunner, Checkpointable):
         if not explore.all():
             with torch.inference_mode():
                 obs = torch.from_numpy(self.env.obs)
-                greedy = self.module.net.call_with(self._params, obs, "q").argmax(dim=1).numpy()
+                greedy = self._player().call_with(self._params, obs, "q").argmax(dim=1).numpy()
             actions = np.where(explore, actions, greedy)
         return actions
 
@@ -207,9 +210,18 @@ class AtariEnvRunner(EnvRunner, Checkpointable):
     def _base_seed(self) -> int:
         return int(self.config.seed or 0)
 
+    def _load_policy(self) -> MultiHeadNetwork | None:
+        """The network that plays in place of the one that is trained; None: that one plays."""
+        if not self.config.policy:
+            return None
+        return load_policy(self.config.policy, self.config.atari_settings()).network
+
+    def _player(self) -> Any:
+        return self.module.net if self._policy is None else self._policy
+
     def _cast(self) -> None:
         """Casts the weights once, for all steps until they change."""
         with torch.no_grad():
-            self.module.to(memory_format=torch.channels_last)
-            params = self.module.net.cast_parameters(self._dtype)
+            player = self._player().to(memory_format=torch.channels_last)
+            params = player.cast_parameters(self._dtype)
             self._params = {k: v.detach().clone() for k, v in params.items()}

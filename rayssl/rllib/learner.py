@@ -21,6 +21,7 @@ from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.utils.typing import StateDict
 from torch import Tensor, nn
 
+from rayssl.evaluation import load_trunk
 from rayssl.losses import combined_loss, double_q_td_error, gradient_cosine, pretext_loss, td_loss
 from rayssl.networks import MultiHeadNetwork
 from rayssl.tasks import make_task
@@ -86,6 +87,8 @@ class AuxDQNLearner(TorchLearner):
         self._td_fn = _Compiled(self._td_forward, config.compile_learner)
         self._aux_fn = _Compiled(self._aux_forward, config.compile_learner)
         self._trunk = list(self._net.backbone.parameters())
+        if config.init_from:
+            self._start_from(config.init_from)
         if self.distributed:
             self._broadcast_parameters()
         self._cast_target()
@@ -95,9 +98,11 @@ class AuxDQNLearner(TorchLearner):
         net = self._module[module_id].net
         config = config or self.config
         adam = {"eps": config.adam_epsilon, "fused": True}
-        groups = {"shared": list(net.parameters())}
+        if config.freeze_trunk:
+            net.backbone.requires_grad_(False)
+        groups = {"shared": [p for p in net.parameters() if p.requires_grad]}
         if config.optimizers == "separate":
-            trunk = list(net.backbone.parameters())
+            trunk = [p for p in net.backbone.parameters() if p.requires_grad]
             groups = {
                 "td": trunk + list(net.heads["q"].parameters()),
                 "aux": trunk + list(net.heads["aux"].parameters()),
@@ -111,6 +116,13 @@ class AuxDQNLearner(TorchLearner):
                 params=params,
                 lr_or_lr_schedule=lr,
             )
+
+    def _start_from(self, checkpoint: str) -> None:
+        """Copies the trunk of a checkpoint into the online and the target network."""
+        settings = self.config.atari_settings()
+        trunk = load_trunk(checkpoint, self.config.network, settings.stack, settings.frame_size)
+        self._net.backbone.load_state_dict(trunk.weights)
+        self._module[DEFAULT_MODULE_ID].sync_target()
 
     def _make_modules_ddp_if_necessary(self) -> None:
         """Leaves the module unwrapped: gradients are averaged in `_step`, idle heads and all."""
@@ -354,6 +366,7 @@ class AuxDQNLearner(TorchLearner):
     def _cosine_due(self, updates: tuple[str, ...]) -> bool:
         every = self.config.cosine_every
         both = "joint" in updates or ("td" in updates and "aux" in updates)
+        both = both and not self.config.freeze_trunk  # a frozen trunk has no gradients
         return bool(every and both and (self._slot - 1) % every < self.config.aux_every)
 
     def _log_cosine(self, batch: dict[str, Tensor], labels: _Labels | None) -> None:

@@ -13,9 +13,11 @@ import ray
 import torch
 
 from rayssl.device_frames import DeviceFrames
+from rayssl.evaluation import load_agent
 from rayssl.rllib.algorithm import AuxDQN, _to_rllib
 from rayssl.rllib.checkpoint import MANIFEST, MODEL, REPLAY
 from rayssl.rllib.config import AuxDQNConfig
+from tests.toy_agents import save_agent
 
 Build = Callable[[AuxDQNConfig], AuxDQN]
 
@@ -100,6 +102,44 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     assert {k: got[k] for k in same} == {k: expected[k] for k in same}
     for a, b in zip(whole.replay.sample(16), resumed.replay.sample(16), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_aux_only_run_makes_no_td_update_and_its_checkpoint_starts_another_run(
+    build: Build, tmp_path: Path
+) -> None:
+    config = make_config()
+    config.auxiliary(schedule="aux-only")
+    algo = build(config)
+    result = [algo.train() for _ in range(3)][-1]
+    assert (result["td_updates"], result["epsilon"]) == (0, 1.0)
+    assert result["aux_updates"] == int((result["env_steps"] - 64) * 0.25)
+    saved = algo.save_to_path(str(tmp_path / "ck"))
+    second = make_config("rotation")
+    second.auxiliary(init_from=saved, freeze_trunk=True)
+    started = build(second)
+    trunk = {k: v for k, v in weights(algo).items() if k.startswith("backbone")}
+    assert started.train()["td_updates"] > 0
+    assert_equal({k: v for k, v in weights(started).items() if k in trunk}, trunk)
+    acting = started.env_runner.module.net.state_dict()
+    assert_equal({k: acting[k] for k in trunk}, trunk)
+
+
+def test_policy_plays_for_an_aux_only_run_and_stays_as_it_is(build: Build, tmp_path: Path) -> None:
+    player = save_agent(tmp_path / "player", game="pong")
+    config = make_config()
+    config.auxiliary(schedule="aux-only", policy=str(player))
+    config.training(epsilon=(1.0, 0.0, 300), learning_starts_steps=16)
+    algo = build(config)
+    algo.train()
+    runner, net = algo.env_runner, load_agent(player).network
+    obs = torch.from_numpy(runner.env.obs)
+    with torch.no_grad():
+        expected = net(obs, "q").argmax(1).numpy()
+        own = algo.learner_group._learner._net(obs, "q")
+    assert np.array_equal(runner._act(0.0), expected)
+    assert not torch.allclose(own, net(obs, "q"))  # the network that is trained is another
+    saved = torch.load(player / "model.pt", weights_only=True)
+    assert all(torch.equal(v, saved[k]) for k, v in runner._policy.state_dict().items())
 
 
 def test_other_seed_gives_another_run(build: Build) -> None:

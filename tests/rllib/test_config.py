@@ -1,6 +1,7 @@
 """The config refuses what cannot work before anything starts, and derives what follows from it."""
 
 import pickle
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -10,6 +11,7 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from rayssl.rllib.algorithm import AuxDQN
 from rayssl.rllib.config import AuxDQNConfig
+from tests.toy_agents import save_agent
 
 
 def auxiliary(**settings: Any) -> AuxDQNConfig:
@@ -63,6 +65,57 @@ def test_unknown_name_is_refused_with_those_that_are_known(config: AuxDQNConfig,
     with pytest.raises(ValueError) as error:
         config.validate()
     assert str(error.value).startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        (
+            auxiliary(schedule="aux-only"),
+            "Schedule 'aux-only' needs a task and a weight above 0, got task none and weight 1.",
+        ),
+        (
+            auxiliary(schedule="aux-only", task="rotation", weight=0),
+            "Schedule 'aux-only' needs a task and a weight above 0, got task rotation and weight 0",
+        ),
+        (
+            auxiliary(schedule="aux-only", task="rotation").training(prioritized=True),
+            "Schedule 'aux-only' has no TD errors that replay could be prioritized by. Pass --no-p",
+        ),
+        (
+            auxiliary(task="rotation", policy="gone"),
+            "A policy plays for schedule 'aux-only' alone, got 'alternate'",
+        ),
+    ],
+)
+def test_aux_only_refuses_what_does_not_go_with_it(config: AuxDQNConfig, text: str) -> None:
+    with pytest.raises(ValueError) as error:
+        config.validate()
+    assert str(error.value).startswith(text)
+
+
+def test_trunk_and_policy_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    saved = str(save_agent(tmp_path / "saved", game="breakout", network="paper-text"))
+    for config, text in (
+        (auxiliary(init_from=saved), "has network paper-text, this run nature. Use a checkpoint o"),
+        (auxiliary(init_from=saved).training(network="paper-text"), "has frame_size 42, this run"),
+        (auxiliary(schedule="aux-only", task="rotation", policy=saved), "has game breakout, this"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            config.validate()
+    for folder in (str(tmp_path), "gone"):
+        (tmp_path / "saved" / "model.json").unlink(missing_ok=True)
+        with pytest.raises(FileNotFoundError):
+            auxiliary(init_from=folder).validate()
+
+
+def test_acting_is_random_while_only_the_aux_task_is_trained_and_greedy_with_a_policy(
+    tmp_path: Path,
+) -> None:
+    config = auxiliary(schedule="aux-only", task="rotation")
+    assert {config.epsilon_at(steps) for steps in (0, 10**7)} == {1.0}
+    config.auxiliary(policy=str(save_agent(tmp_path / "player")))
+    assert {config.epsilon_at(steps) for steps in (0, 10**7)} == {0.01}
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from torch import Tensor
 from rayssl.rllib.config import AuxDQNConfig
 from rayssl.rllib.learner import AuxDQNLearner, resolve_dtype
 from rayssl.tasks import make_task
+from tests.toy_agents import save_agent
 
 SIZE, ACTIONS, ROWS = 36, 6, 8
 NEVER = 10**6  # updates: the target network stays as it is
@@ -185,6 +186,60 @@ def test_td_and_aux_updates_alternate(every: int, tape: list[str]) -> None:
         "aux_updates": tape.count("aux"),
         "slots": tape.count("td"),
     }
+
+
+def test_aux_only_moves_trunk_and_aux_head_and_leaves_the_dueling_head_alone() -> None:
+    learner = make_learner({"schedule": "aux-only"})
+    q, target = weights_of(learner, "heads.q"), target_of(learner)
+    trunk, aux = weights_of(learner, "backbone"), weights_of(learner, "heads.aux")
+    result = update(learner, num_updates=5)
+    assert result["counts"] == {"td_updates": 0, "aux_updates": 5, "slots": 5}
+    assert "td_loss" not in result["stats"]
+    assert bit_equal(weights_of(learner, "heads.q"), q)
+    assert bit_equal(target_of(learner), target)
+    assert none_equal(weights_of(learner, "backbone"), trunk)
+    assert none_equal(weights_of(learner, "heads.aux"), aux)
+
+
+def test_trunk_is_taken_from_a_checkpoint_into_both_networks_and_heads_start_anew(
+    tmp_path: Path,
+) -> None:
+    saved = save_agent(tmp_path / "saved", game="breakout", size=SIZE, seed=9)
+    weights = torch.load(saved / "model.pt", weights_only=True)
+    trunk = {name: value for name, value in weights.items() if name.startswith("backbone")}
+    learner, plain = make_learner({"init_from": str(saved)}), make_learner()
+    assert bit_equal(weights_of(learner, "backbone"), trunk)
+    target = target_of(learner)
+    assert all(torch.equal(target[name], value) for name, value in trunk.items())
+    for head in ("heads.q", "heads.aux"):
+        assert bit_equal(weights_of(learner, head), weights_of(plain, head))
+    update(learner)
+    assert none_equal(weights_of(learner, "backbone"), trunk)
+
+
+@pytest.mark.parametrize(
+    ("optimizers", "schedule"),
+    [("shared", "alternate"), ("shared", "joint"), ("separate", "alternate")],
+)
+def test_frozen_trunk_is_bit_equal_after_updates_that_move_both_heads(
+    tmp_path: Path, optimizers: str, schedule: str
+) -> None:
+    saved = save_agent(tmp_path / "saved", game="breakout", size=SIZE, seed=9)
+    learner = make_learner(
+        {"init_from": str(saved), "freeze_trunk": True, "schedule": schedule,
+         "optimizers": optimizers, "cosine_every": 1},
+        target_update_freq=2,
+    )  # fmt: skip
+    before = weights_of(learner, "backbone")
+    buffers = {name: value.clone() for name, value in learner._net.backbone.named_buffers()}
+    heads = {head: weights_of(learner, head) for head in ("heads.q", "heads.aux")}
+    result = update(learner, num_updates=4)
+    assert (result["counts"]["td_updates"], result["counts"]["aux_updates"]) == (4, 4)
+    assert bit_equal(weights_of(learner, "backbone"), before)
+    assert bit_equal(dict(learner._net.backbone.named_buffers()), buffers)
+    for head, values in heads.items():
+        assert none_equal(weights_of(learner, head), values)
+    assert "gradient_cosine" not in result["stats"]  # of a trunk that has no gradients
 
 
 def test_joint_slots_are_one_step_that_counts_as_both() -> None:
