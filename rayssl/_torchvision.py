@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["torchvision", "v2"]
+__all__ = ["check_operators", "torchvision", "v2"]
 
 
 def _passing_over_missing_operators(register_fake: Callable[..., Any]) -> Callable[..., Any]:
@@ -61,3 +61,14 @@ def _import_torchvision() -> ModuleType:
 
 torchvision: Any = _import_torchvision()
 v2: Any = importlib.import_module("torchvision.transforms.v2")  # not an attribute until imported
+
+
+def check_operators() -> None:
+    """Raises RuntimeError if torchvision's compiled operators are missing: `nms` is one of them."""
+    try:
+        torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"Those of torchvision {torchvision.__version__} do not load beside torch "
+            f"{torch.__version__}: install a pair built for the same device (pytorch.org)."
+        ) from error

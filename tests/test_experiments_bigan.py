@@ -319,7 +319,7 @@ def test_jobs_log_is_read_back_and_judged_by_its_evaluated_epochs(tmp_path: Path
     assert job.seconds_per_unit(rows[0]) == rows[0]["seconds"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_sweep_of_bigans_runs_through_its_own_script(tmp_path: Path) -> None:
     log = tmp_path / "log"
     words = ["bigan", "--dataset", "digits", "--epochs", "2", "--width", "8", "16"]

@@ -195,7 +195,7 @@ def test_line_for_people_names_what_there_is() -> None:
 # End to end
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_run_goes_on_with_another_number_of_workers_and_leaves_weights(
     images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

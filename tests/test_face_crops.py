@@ -365,7 +365,9 @@ def test_mtcnn_beside_a_torchvision_without_operators_says_what_to_install(
 
     monkeypatch.setitem(sys.modules, "facenet_pytorch", types.ModuleType("facenet_pytorch"))
     monkeypatch.setattr(torchvision.ops, "nms", missing)
-    with pytest.raises(ValueError, match="compiled operators, and those of torchvision .* do not"):
+    with pytest.raises(
+        ValueError, match="needs torchvision's operators. Those of torchvision .* do not"
+    ):
         make_detector("mtcnn")
 
 

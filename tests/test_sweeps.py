@@ -152,7 +152,7 @@ def test_end_points_have_both_ends_and_every_listed_value() -> None:
         ("learner_cpus", "1", "learner_cpus is not a setting to vary: see an option of the sweep."),
         ("lr", "fast", "--lr expected a number, got 'fast'."),
         ("aux_every", "1.5", "--aux-every expected a whole number, got '1.5'."),
-        ("schedule", "never", "--schedule expected alternate or joint or pretrain, got 'never'."),
+        ("schedule", "never", "expected alternate or joint or pretrain or aux-only, got 'never'."),
         ("compile", "yes", "--compile expected true or false, got 'yes'."),
         ("lr", "", "--lr needs at least one value, got none."),
         ("lr", "log:1:2 3", "--lr takes a list or one range, got log:1:2 3."),

@@ -136,10 +136,16 @@ class _Mtcnn:
     """facenet-pytorch's MTCNN; boxes by falling probability."""
 
     def __init__(self) -> None:
-        import rayssl._torchvision  # noqa: F401  # else the package's own import may fail
+        from rayssl._torchvision import check_operators  # else the package's import may fail
 
         package = _package("facenet_pytorch", "--no-deps facenet-pytorch", "mtcnn")
-        _check_torchvision_ops()
+        try:
+            check_operators()
+        except RuntimeError as error:
+            raise ValueError(
+                f"--detector mtcnn needs torchvision's operators. {error} Or use --detector lbp or "
+                "yunet."
+            ) from error
         # keep_all: which face is taken is this project's policy, not the detector's.
         self._net = package.MTCNN(keep_all=True, select_largest=False, device="cpu")
 
@@ -147,21 +153,6 @@ class _Mtcnn:
         corners = self._net.detect(Image.fromarray(image))[0]
         rows = [] if corners is None else corners.tolist()
         return [Box(x0, y0, x1 - x0, y1 - y0) for x0, y0, x1, y1 in rows]
-
-
-def _check_torchvision_ops() -> None:
-    """Raises ValueError if torchvision's compiled operators are missing: `nms` is one of them."""
-    import torch
-    import torchvision
-
-    try:
-        torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
-    except RuntimeError as error:
-        raise ValueError(
-            f"--detector mtcnn needs torchvision's compiled operators, and those of torchvision "
-            f"{torchvision.__version__} do not load beside torch {torch.__version__}. Install a "
-            "pair built for the same device (pytorch.org), or use --detector lbp or yunet."
-        ) from error
 
 
 def _package(module: str, install: str, name: str) -> Any:
