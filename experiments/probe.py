@@ -228,8 +228,10 @@ def as_table(rows: Sequence[dict[str, Any]], networks: Sequence[str]) -> str:
             (row["measure"], row["state"]),
             {"measure": row["measure"].upper(), "state": row["state"]} | dict.fromkeys(networks),
         )
-        if np.isfinite(row["value"]):
-            line[row["network"]] = f"{row['value']:.2f} ({row['low']:.2f} to {row['high']:.2f})"
+        if np.isfinite(row["value"]):  # a held-out game where the number is constant has no R2
+            known = np.isfinite(row["low"])
+            ends = f"{row['low']:.2f} to {row['high']:.2f}" if known else "no interval"
+            line[row["network"]] = f"{row['value']:.2f} ({ends})"
     return markdown_table(list(lines.values()))
 
 
