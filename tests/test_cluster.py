@@ -112,18 +112,16 @@ def test_client_without_the_clusters_token_is_refused_with_one_line(
 def test_sweep_uses_a_node_that_joins_and_goes_on_from_checkpoints_when_one_is_lost(
     raylets: Raylets, tmp_path: Path
 ) -> None:
-    log = tmp_path / "sweep" / "epochs.jsonl"
-
     def epochs(trial: str) -> list[int]:
+        log = tmp_path / "sweep" / trial / "epochs.jsonl"
         lines = log.read_text().splitlines() if log.exists() else []
-        rows = [json.loads(line) for line in lines if line.endswith("}")]
-        return [row["epoch"] for row in rows if row["trial"] == trial]
+        return [json.loads(line)["epoch"] for line in lines if line.endswith("}")]
 
     process = raylets.script(
-        "mnist.py", "--dataset", "digits", "--epochs", "60", "--train-images", "400",
-        "--results-dir", str(tmp_path), "--name", "sweep", "--aux-task", "none", "rotation",
+        "sweep.py", "mnist", "--dataset", "digits", "--epochs", "60", "--train-images", "400",
+        "--aux-weight", "0", "1", "--results-dir", str(tmp_path), "--name", "sweep",
     )  # fmt: skip
-    first, second = "paper-none-s0", "paper-rotation-w1-s0"
+    first, second = "w0-s0", "w1-s0"
     until(lambda: len(epochs(first)) >= 2, process)
     assert epochs(second) == [], "There is room for one trial."
     raylets.add(1)
@@ -132,6 +130,7 @@ def test_sweep_uses_a_node_that_joins_and_goes_on_from_checkpoints_when_one_is_l
     raylets.kill(0)
     out, err = process.communicate(timeout=400)
     assert process.returncode == 0, out + err
+    assert f"{first}: its process died; goes on from its checkpoint" in out
     for trial in (first, second):
         assert set(epochs(trial)) == set(range(1, 61))
         assert epochs(trial).count(1) == 1, "It went on from a checkpoint, not from the start."
