@@ -294,3 +294,12 @@ def test_attribution_of_a_probe_draws_panels_and_marks_the_maps(
     again = attribution.main([*words, "--out", str(tmp_path / "b"), "--batch-size", "1"])
     for row, other in zip(found["rows"], again["rows"], strict=True):
         assert np.allclose(row["energy inside"], other["energy inside"], rtol=1e-3)
+
+
+def test_job_of_a_sweep_reads_its_faces_from_any_working_directory(
+    faces: FaceSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(faces.folder.parent)
+    trial = find_job("deepfake").settings(faces=Path(faces.folder.name))
+    monkeypatch.chdir("/")
+    assert trial.place().faces == str(faces.folder.resolve())

@@ -32,6 +32,13 @@ class DeepfakeTrial(ProbeSettings):
     faces: Path = Path("results/local/drawn-faces/faces")
     features_dir: Path | None = None
 
+    def __post_init__(self) -> None:
+        """Makes paths absolute: Tune gives each trial a working directory of its own."""
+        for name in ("faces", "features_dir", "weights"):
+            value = getattr(self, name)
+            if value is not None and (name != "weights" or Path(value).is_file()):
+                object.__setattr__(self, name, type(value)(Path(value).absolute()))
+
     def probe(self) -> ProbeSettings:
         """Returns the fields of ProbeSettings."""
         return ProbeSettings(**{f.name: getattr(self, f.name)
