@@ -53,7 +53,7 @@ class Raylets:
         if token is not None:
             environment["RAY_AUTH_TOKEN_PATH"] = str(token)
         return subprocess.Popen(
-            [sys.executable, str(ROOT / "experiments" / name), "--address", self.address, *words],
+            [sys.executable, str(ROOT / "experiments" / name), *words, "--address", self.address],
             env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
