@@ -118,7 +118,7 @@ def test_sweep_uses_a_node_that_joins_and_goes_on_from_checkpoints_when_one_is_l
         return [json.loads(line)["epoch"] for line in lines if line.endswith("}")]
 
     process = raylets.script(
-        "sweep.py", "mnist", "--dataset", "digits", "--epochs", "60", "--train-images", "400",
+        "sweep.py", "mnist", "--dataset", "digits", "--epochs", "24", "--train-images", "400",
         "--aux-weight", "0", "1", "--results-dir", str(tmp_path), "--name", "sweep",
     )  # fmt: skip
     first, second = "w0-s0", "w1-s0"
@@ -126,13 +126,13 @@ def test_sweep_uses_a_node_that_joins_and_goes_on_from_checkpoints_when_one_is_l
     assert epochs(second) == [], "There is room for one trial."
     raylets.add(1)
     until(lambda: len(epochs(second)) >= 1, process)
-    assert max(epochs(first)) < 60, "The second trial did not wait for the first one's end."
+    assert max(epochs(first)) < 24, "The second trial did not wait for the first one's end."
     raylets.kill(0)
     out, err = process.communicate(timeout=400)
     assert process.returncode == 0, out + err
     assert f"{first}: its process died; goes on from its checkpoint" in out
     for trial in (first, second):
-        assert set(epochs(trial)) == set(range(1, 61))
+        assert set(epochs(trial)) == set(range(1, 25))
         assert epochs(trial).count(1) == 1, "It went on from a checkpoint, not from the start."
 
 
