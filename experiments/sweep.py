@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,7 @@ import tyro
 from rayssl.cli import check_writable, provenance, refuse, remove_empty, value_of
 from rayssl.jobs import Job, available_jobs, find_job
 from rayssl.report import markdown_table
-from rayssl.rllib.resources import count_fitting, free_resources, total_cpus
+from rayssl.rllib.resources import count_fitting, free_after_ended, total_cpus
 from rayssl.rllib.start import ray_address, start_ray, with_starts
 from rayssl.rllib.stopping import stop_on_signals
 from rayssl.sweeps.axes import (
@@ -73,7 +72,6 @@ from rayssl.sweeps.tuning import (
 logging.getLogger("ray.rllib").setLevel(logging.ERROR)  # a page about API stacks at every start
 UNFINISHED = 75  # exit code: run the same command with --resume to go on
 SAMPLES = 20  # that random and Optuna draw where the line does not say
-ENDING_S = 30.0  # that a start waits for cores which processes of an ended sweep still hold
 MOST_CPUS = 8  # of a trial's own process: more threads do not make these small networks faster
 
 
@@ -338,7 +336,7 @@ def place(run: SweepRun, job: Job, examples: Sequence[Any], number: int) -> tupl
     Raises:
       ValueError: if one trial alone does not fit: Ray would wait for ever.
     """
-    nodes = _free_when_others_have_ended()
+    nodes = free_after_ended()
     largest = max(examples, key=lambda settings: len(job.bundles(settings, 1, 0)))
     workers = len(job.bundles(largest, 1, 0)) - 1
     share = int(total_cpus() // max(1, min(number, run.at_once or number))) - workers
@@ -360,21 +358,6 @@ def place(run: SweepRun, job: Job, examples: Sequence[Any], number: int) -> tupl
     message = [text, *([fit.message] if fit.message else [])]
     limited = run.at_once is not None or run.search == "optuna"
     return Place(cpus, run.gpus_per_trial, nodes, at_once, limited), "\n".join(message)
-
-
-def _free_when_others_have_ended() -> list[dict[str, float]]:
-    """What is free on each node; where all cores are held, what is free when some are given back.
-
-    A driver that was killed a moment ago, or a sweep that was stopped in this process, leaves
-    actors that Ray is still ending.
-    """
-    deadline = time.monotonic() + ENDING_S
-    while True:
-        nodes = free_resources()
-        free = sum(node.get("CPU", 0.0) for node in nodes)
-        if free >= 1 or free == total_cpus() or time.monotonic() > deadline:
-            return nodes
-        time.sleep(0.5)
 
 
 def _amounts(bundle: Mapping[str, float]) -> str:

@@ -41,7 +41,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(sweep.ray, "shutdown", lambda: None)
     monkeypatch.setattr(sweep, "start_ray", lambda address: None)
-    monkeypatch.setattr(sweep, "free_resources", lambda: [{"CPU": 2.0, "memory": 8e9}])
+    monkeypatch.setattr(sweep, "free_after_ended", lambda: [{"CPU": 2.0, "memory": 8e9}])
     monkeypatch.setattr(sweep, "total_cpus", lambda: 2.0)
     monkeypatch.setattr("rayssl.jobs.atari.total_cpus", lambda: 2.0)
     monkeypatch.setattr(sweep, "run_trials", started)

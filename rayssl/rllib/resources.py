@@ -4,7 +4,8 @@ Ray does not say no: more env runners than CPUs wait for ever, with no message. 
 packed here first, node by node, because what fits the sum of all CPUs need not fit the single nodes
 (2 nodes with 2 CPUs each have no room for 16 runners of 0.1875 CPU beside the algorithm's own CPU).
 
-Only `check_cluster`, `free_resources` and `total_cpus` talk to Ray; only the last two import it.
+Only `check_cluster`, `free_resources`, `total_cpus` and what calls them talk to Ray; only the
+latter two import it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -258,6 +260,24 @@ def total_cpus() -> float:
     return float(sum(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]))
 
 
+def free_after_ended(patience_s: float = 30.0) -> list[dict[str, float]]:
+    """Returns `free_resources`; where all CPUs are held, waits for one that is given back.
+
+    A driver that was killed a moment ago, or an experiment that was stopped in this process, leaves
+    actors that Ray is still ending.
+
+    Args:
+      patience_s: seconds after which the CPUs are taken to be another job's.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        nodes = free_resources()
+        free = sum(node.get("CPU", 0.0) for node in nodes)
+        if free >= 1 or free == total_cpus() or time.monotonic() > deadline:
+            return nodes
+        time.sleep(0.5)
+
+
 def check_cluster(address: str, timeout_s: float = 20.0) -> None:
     """Raises unless a Ray cluster answers at the address and takes this process's token.
 
@@ -386,7 +406,7 @@ def ensure_auth_token() -> None:
 
 def check_trial_fits(num_cpus: float, num_gpus: float) -> None:
     """Raises ValueError if no node has room for one trial: Tune would wait for ever."""
-    nodes = free_resources()
+    nodes = free_after_ended()
     if any(node.get("CPU", 0) >= num_cpus and node.get("GPU", 0) >= num_gpus for node in nodes):
         return
     most = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})

@@ -301,6 +301,23 @@ def test_ray_places_sixteen_runners_at_the_chosen_share(ray_local: None) -> None
         ray.util.remove_placement_group(group)
 
 
+def test_start_waits_for_cores_of_actors_that_are_still_ending(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    views = iter([0.0, 0.0, 4.0])
+    monkeypatch.setattr(resources, "free_resources", lambda: [{"CPU": next(views)}])
+    monkeypatch.setattr(resources, "total_cpus", lambda: 4.0)
+    monkeypatch.setattr(resources.time, "sleep", lambda seconds: None)
+    assert resources.free_after_ended() == [{"CPU": 4.0}]
+    assert next(views, None) is None
+
+
+def test_start_gives_up_waiting_for_cores_of_another_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resources, "free_resources", lambda: [{"memory": 1e9}])
+    monkeypatch.setattr(resources, "total_cpus", lambda: 4.0)
+    assert resources.free_after_ended(patience_s=-1.0) == [{"memory": 1e9}]
+
+
 def test_free_resources_leave_out_what_an_actor_holds(ray_local: None) -> None:
     import time
 
