@@ -25,7 +25,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.measure import report, run_facts, usable_cores
-from rayssl.cli import refuse
+from rayssl.cli import git_commit, refuse
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOP = "training_step"
@@ -99,7 +99,10 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Samples, prints a table, and returns the rows that it saves."""
     settings = tyro.cli(Settings, args=argv)
     threads = settings.threads or usable_cores()
-    facts = run_facts(settings) | {"threads": threads, "commit_sampled": commit(settings.checkout)}
+    facts = run_facts(settings) | {
+        "threads": threads,
+        "commit_sampled": git_commit(settings.checkout),
+    }
     try:
         total, own, kept = shares(sample(settings, threads))
     except RuntimeError as error:
@@ -115,12 +118,6 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         row["run"] = facts
     report(rows, COLUMNS, settings.json)
     return rows
-
-
-def commit(folder: Path) -> str:
-    """Returns the commit of a checkout, with -dirty for changed files; "" where there is no git."""
-    words = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    return subprocess.run(words, cwd=folder, capture_output=True, text=True).stdout.strip()
 
 
 if __name__ == "__main__":

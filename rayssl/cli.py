@@ -60,10 +60,8 @@ def parse_atari_run(argv: Sequence[str] | None = None) -> AtariRun:
 def _check_fits_checkpoints(run: AtariRun, saved: AtariRun) -> None:
     """Refuses what the start would find out too late: when settings.json is written anew."""
     names = ["game", "aux_task", "network", "frame_size", "optimizers", "freeze_trunk"]
-    if (
-        run.init_from != saved.init_from
-    ):  # it would be passed over: the weights are the checkpoint's
-        names.append("init_from")
+    if run.init_from != saved.init_from:
+        names.append("init_from")  # it would be passed over: the weights are the checkpoint's
     if run.num_workers == saved.num_workers == 0:  # the checkpoint holds the games under way
         names.append("envs_per_worker")
     for name in names:
@@ -173,14 +171,16 @@ def provenance(settings: Any) -> dict[str, Any]:
     }
 
 
-def git_commit() -> str | None:
-    """Returns the checkout's commit, with `-dirty` where files differ; None if nobody knows.
+def git_commit(folder: Path | None = None) -> str | None:
+    """Returns a checkout's commit, with `-dirty` where files differ; None if nobody knows.
 
-    An image has no checkout: its build writes the commit to RAYSSL_COMMIT.
+    Args:
+      folder: in the checkout; None: this code's own. An image has no checkout: its build writes the
+        commit to RAYSSL_COMMIT.
     """
-    if os.environ.get("RAYSSL_COMMIT"):
+    if folder is None and os.environ.get("RAYSSL_COMMIT"):
         return os.environ["RAYSSL_COMMIT"]
-    here = Path(__file__).parent
+    here = folder or Path(__file__).parent
     try:
         # --exclude: a tag would take the hash's place.
         command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
