@@ -37,7 +37,7 @@ class DeepfakeTrial(ProbeSettings):
         for name in ("faces", "features_dir", "weights"):
             value = getattr(self, name)
             if value is not None and (name != "weights" or Path(value).is_file()):
-                object.__setattr__(self, name, type(value)(Path(value).absolute()))
+                object.__setattr__(self, name, type(value)(Path(value).resolve()))
 
     def probe(self) -> ProbeSettings:
         """Returns the fields of ProbeSettings."""
@@ -46,8 +46,7 @@ class DeepfakeTrial(ProbeSettings):
 
     def place(self) -> Place:
         """Returns where the trial reads."""
-        features = self.features_dir or self.faces / "features"
-        return Place(str(self.faces.resolve()), str(features.resolve()))
+        return Place(str(self.faces), str(self.features_dir or self.faces / "features"))
 
 
 @lru_cache(maxsize=4)
