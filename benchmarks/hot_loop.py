@@ -28,6 +28,7 @@ from benchmarks.measure import report, run_facts, usable_cores
 from rayssl.cli import git_commit, refuse
 
 ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = Path("benchmarks/throughput.py")
 LOOP = "training_step"
 COMPILING = ("torch/_dynamo/convert_frame", "torch/_inductor/compile")
 COLUMNS = ("name", "total", "self")
@@ -81,15 +82,16 @@ def sample(settings: Settings, threads: int) -> list[str]:
     spy = shutil.which("py-spy", path=str(Path(sys.executable).parent)) or shutil.which("py-spy")
     if spy is None:
         raise RuntimeError("py-spy is not installed: pip install -e '.[bench]'")
+    checkout = settings.checkout.resolve()
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "raw"
         words = [
             spy, "record", "--rate", "100", "--format", "raw", "--output", str(raw), "--",
-            sys.executable, str(settings.checkout / "benchmarks" / "throughput.py"),
+            sys.executable, str(checkout / SCRIPT),
             "--measure", settings.row, "--seconds", str(settings.seconds),
             "--threads", str(threads),
         ]  # fmt: skip
-        done = subprocess.run(words, capture_output=True, text=True, cwd=settings.checkout)
+        done = subprocess.run(words, capture_output=True, text=True, cwd=checkout)
         if done.returncode or not raw.is_file():
             raise RuntimeError(f"py-spy ended with {done.returncode}: {done.stderr[-500:]}")
         return raw.read_text().splitlines()
@@ -99,6 +101,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Samples, prints a table, and returns the rows that it saves."""
     settings = tyro.cli(Settings, args=argv)
     threads = settings.threads or usable_cores()
+    if not (settings.checkout / SCRIPT).is_file():
+        refuse(f"expected a checkout of rayssl, got {settings.checkout}: it holds no {SCRIPT}")
     facts = run_facts(settings) | {
         "threads": threads,
         "commit_sampled": git_commit(settings.checkout),

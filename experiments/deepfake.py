@@ -32,7 +32,7 @@ import tyro
 from tqdm import tqdm
 
 from rayssl.backbones.images import MissingWeights, image_backbone_spec
-from rayssl.cli import check_writable, provenance, refuse, remove_empty
+from rayssl.cli import check_name, check_writable, provenance, refuse, remove_empty
 from rayssl.data.face_crops import CropSettings, Faces, NoFace
 from rayssl.data.face_detectors import DetectorName, make_detector, weights_digest
 from rayssl.data.face_preparation import (
@@ -450,8 +450,7 @@ def experiment_folder(run: Probe) -> Path:
     """Returns the folder of this experiment, which a new one must not find in use."""
     if run.resume is not None:
         return run.resume
-    if Path(run.name).name != run.name or run.name in ("", ".."):
-        raise ValueError(f"--name must be a plain folder name, got '{run.name}'.")
+    check_name(run.name)
     folder = run.results_dir / run.name
     if (folder / "settings.json").exists():
         raise FileExistsError(

@@ -32,7 +32,7 @@ if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
 import ray
 import tyro
 
-from rayssl.cli import check_writable, provenance, refuse, remove_empty, value_of
+from rayssl.cli import check_name, check_writable, provenance, refuse, remove_empty, value_of
 from rayssl.data.class_folders import ClassFolders
 from rayssl.pretraining import BACKBONES, Arch, PretrainSettings, check_data, check_share
 from rayssl.pretraining_job import (
@@ -149,10 +149,7 @@ def make_job(run: PretrainRun) -> PretrainJob:
     """
     if run.data is None:
         raise ValueError("--data is missing: the folder of images, with one folder a class.")
-    if Path(run.name).name != run.name or run.name == "..":
-        raise ValueError(
-            f"--name must be a plain folder name, got '{run.name}'. See --results-dir."
-        )
+    check_name(run.name)
     for name in ("workers", "cpus_per_worker"):
         if getattr(run, name) < 1:
             option = name.replace("_", "-")

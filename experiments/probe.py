@@ -24,7 +24,7 @@ import tyro
 from torch import nn
 from tqdm import tqdm
 
-from rayssl.cli import check_writable, provenance, refuse, remove_empty
+from rayssl.cli import check_name, check_writable, provenance, refuse, remove_empty
 from rayssl.envs.atari import AtariSettings, game_title, rom_id
 from rayssl.envs.ram import RamConsoles, game_ram, state_labels
 from rayssl.evaluation import EPSILON, Agent, load_agent, load_policy, watch_games
@@ -72,7 +72,7 @@ class Settings:
     """Of games, the random trunk, and resamples of games."""
     results_dir: Path = Path("results/local")
     """Where the folder is made."""
-    name: str = ""
+    name: str | None = None
     """The folder with table.md, table.csv, probes.png and settings.json; default: <game>-probes."""
 
 
@@ -263,8 +263,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         played = games_of(settings, agents)
         policy = None if settings.policy == "random" else load_policy(settings.policy, played)
         trunks = trunks_of(settings, agents, played)
-        name = settings.name or f"{rom_id(played.game)}-probes"
-        folder = settings.results_dir / name
+        check_name(settings.name)
+        folder = settings.results_dir / (settings.name or f"{rom_id(played.game)}-probes")
         if (folder / "settings.json").exists():
             raise FileExistsError(f"{folder} holds an experiment already. Choose --name.")
         made = check_writable(folder)

@@ -27,7 +27,7 @@ if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
 import ray
 import tyro
 
-from rayssl.cli import check_writable, provenance, refuse, remove_empty, value_of
+from rayssl.cli import check_name, check_writable, provenance, refuse, remove_empty, value_of
 from rayssl.jobs import Job, available_jobs, find_job
 from rayssl.report import markdown_table
 from rayssl.rllib.resources import count_fitting, free_after_ended, total_cpus
@@ -233,10 +233,7 @@ def check_options(run: SweepRun, job: Job, axes: Axes) -> None:
         value = getattr(run, name)
         if value is not None and not value >= least:
             raise ValueError(f"--{name.replace('_', '-')} must be {least} or more, got {value}.")
-    if run.name is not None and (Path(run.name).name != run.name or run.name == ".."):
-        raise ValueError(
-            f"--name must be a plain folder name, got '{run.name}'. See --results-dir."
-        )
+    check_name(run.name)
     if run.samples is not None and run.search == "grid":
         raise ValueError("--samples counts what --search random or optuna draws; a grid is whole.")
     several = {k: a for k, a in axes.items() if isinstance(a, LogRange) or len(a) > 1}

@@ -137,6 +137,12 @@ def parse_experiment(run_type: type[Run], argv: Sequence[str] | None = None) -> 
     return again
 
 
+def check_name(name: str | None) -> None:
+    """Raises ValueError if a --name is not that of one folder; None stands for a default."""
+    if name is not None and (Path(name).name != name or name in ("", "..")):
+        raise ValueError(f"--name must be a plain folder name, got '{name}'. See --results-dir.")
+
+
 def experiment_folder(results_dir: Path, name: str | None, default: str) -> Path:
     """Returns the folder of a new experiment.
 
@@ -144,8 +150,7 @@ def experiment_folder(results_dir: Path, name: str | None, default: str) -> Path
       ValueError: if the name is not that of a folder.
       FileExistsError: if it holds an experiment already.
     """
-    if name is not None and (Path(name).name != name or name == ".."):
-        raise ValueError(f"--name must be a plain folder name, got '{name}'. See --results-dir.")
+    check_name(name)
     folder = results_dir / (name or default)
     if (folder / "settings.json").exists():
         raise FileExistsError(

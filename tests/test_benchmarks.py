@@ -281,3 +281,12 @@ def test_scaling_without_parts_says_what_to_run(
         scaling.main(["--parts", str(tmp_path / "parts.json")])
     assert stop.value.code == 2
     assert "Measure it first: python benchmarks/parts.py --json" in capsys.readouterr().err
+
+
+def test_hot_loop_of_a_folder_that_is_no_checkout_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        hot_loop.main(["--checkout", str(tmp_path)])
+    assert stop.value.code == 2
+    assert f"expected a checkout of rayssl, got {tmp_path}" in capsys.readouterr().err

@@ -201,6 +201,7 @@ def refused(
         (["--checkpoint", "a=agent", "--game", "pong"], "play breakout, got --game pong. Leave it"),
         (["--checkpoint", "a=agent", "--checkpoint", "b=pong"], "of one game, stack and frame siz"),
         (["--game", "pong", "--every", "0"], "--every must be 1 or more, got 0."),
+        (["--game", "pong", "--name", "a/b"], "--name must be a plain folder name, got 'a/b'."),
         (["--game", "pong", "--policy", "gone"], "No checkpoint folder at gone."),
         (["--game", "breakout", "--policy", "agent"], "has frame_size 42, this run 84."),
         (["--game", "pong", "--network", "vgg"], "Unknown network 'vgg'. Available: nature, "),

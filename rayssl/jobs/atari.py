@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from ray import tune
 
 from rayssl.backbones.atari import make_trunk
+from rayssl.cli import check_name
 from rayssl.jobs import Fit, Job, Row, Write
 from rayssl.presets import PRESETS, AtariRun, preset_values
 from rayssl.replay import required_bytes
@@ -72,10 +73,7 @@ def check_run(run: AtariRun) -> None:
         value = getattr(run, name)
         if value is not None and value < smallest:
             raise ValueError(f"--{name.replace('_', '-')} must be {smallest} or more, got {value}.")
-    if run.name is not None and (Path(run.name).name != run.name or run.name == ".."):
-        raise ValueError(
-            f"--name must be a plain folder name, got '{run.name}'. See --results-dir."
-        )
+    check_name(run.name)
     if run.num_learners > 1 and run.batch_size % run.num_learners:
         raise ValueError(
             f"--batch-size {run.batch_size} is not shared evenly by {run.num_learners} learners. "
