@@ -63,10 +63,12 @@ def shares(lines: Iterable[str]) -> tuple[Counter[str], Counter[str], int]:
     kept = 0
     for line in lines:
         stack, _, count = line.rstrip().rpartition(" ")
-        if LOOP not in stack or any(part in stack for part in COMPILING):
-            continue
         frames = [re.sub(r":\d+\)$", ")", frame) for frame in stack.split(";")]
-        start = next(i for i, frame in enumerate(frames) if frame.startswith(LOOP))
+        # The function alone: a caller's name may hold the word, and so may a file's.
+        names = [frame.partition(" (")[0].rpartition(".")[2] for frame in frames]
+        if LOOP not in names or any(part in stack for part in COMPILING):
+            continue
+        start = names.index(LOOP)
         kept += int(count)
         own[frames[-1]] += int(count)
         total.update(dict.fromkeys(frames[start:], int(count)))
