@@ -20,7 +20,7 @@ import tyro
 
 from rayssl import evaluation
 from rayssl.cli import git_commit, refuse
-from rayssl.envs.atari import AtariSettings, Game
+from rayssl.envs.atari import AtariSettings, Game, LifeEpisode
 from rayssl.evaluation import Agent, load_agent, play_games, record_game, score_row, score_table
 
 
@@ -105,13 +105,14 @@ def play(agent: Agent | None, games: AtariSettings, settings: Settings) -> dict[
             line = f"{next(done)}/{settings.episodes} games, last score {game.score:g}"
             print(f"\r{line:60}", end="", file=sys.stderr, flush=True)
 
+    lives: list[LifeEpisode] = []
     played = play_games(
         agent, games, episodes=settings.episodes, epsilon=settings.epsilon, seed=settings.seed,
-        on_game=show,
+        on_game=show, on_life=lives.append,
     )  # fmt: skip
     if sys.stderr.isatty():
         print(file=sys.stderr)
-    return score_row(agent, games.game, played)
+    return score_row(agent, games.game, played, lives)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
     python experiments/report.py results/local/pong-none-s0 results/local/pong-permutation-s0
     python experiments/report.py results/local/mnist-sweep --out results/local/report
+    python experiments/report.py --update RESULTS.md
 
 Takes runs of atari.py, experiments of mnist.py, sweeps of any job and files of evaluate.py, mixed,
-or folders that hold them. Every number is read from the runs' own logs and settings.
+or folders that hold them. Every number is read from the runs' own logs and settings. `--update`
+makes the marked tables of a markdown file anew from the folders that they name.
 """
 
 import shlex
@@ -17,6 +19,7 @@ from typing import Any
 import tyro
 
 from rayssl.cli import check_writable, refuse
+from rayssl.marked_blocks import remade
 from rayssl.page import Table, table_markdown, write_page
 from rayssl.results import read_results
 from rayssl.sections import make_page
@@ -27,18 +30,40 @@ from rayssl.tables import game_rows
 class Settings:
     """Turns result folders into one page with tables, figures, intervals and verdicts."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Folders of runs, experiments or sweeps, folders that hold them, files of evaluate.py."""
     out: Path = Path("results/local/report")
     """Folder for index.html, report.md and the figures."""
     above: float = -5.0
     """Score of a game whose first crossing is reported, in agent steps."""
+    update: Path | None = None
+    """Markdown file whose marked tables are made anew; no page is written."""
+
+
+def update(settings: Settings) -> list[dict[str, Any]]:
+    """Makes the marked tables of a file anew, and says what has changed."""
+    assert settings.update is not None
+    path = settings.update
+    try:
+        if settings.runs:
+            raise ValueError("--update takes the folders that the file names: pass no others.")
+        before = path.read_text(encoding="utf-8")
+        after, count = remade(before, path.resolve().parent, above=settings.above)
+        if after != before:
+            path.write_text(after, encoding="utf-8")
+    except (ValueError, OSError) as error:
+        refuse(error)
+    blocks = f"{count} marked block{'' if count == 1 else 's'}"
+    print(f"{path}: {blocks}, {'no difference' if after == before else 'changed'}")
+    return []
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Writes the page; returns the rows of its table of games, none for classifications."""
     argv = sys.argv[1:] if argv is None else argv
     settings = tyro.cli(Settings, args=argv)
+    if settings.update:
+        return update(settings)
     try:
         if not settings.runs:
             raise ValueError("No runs given. Pass the folders of one or more runs.")

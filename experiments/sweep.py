@@ -424,7 +424,7 @@ def prepare(run: SweepRun, saved: dict[str, Any] | None) -> Sweep:
         )
     folder = SweepFolder(path, job)
     folder.add(read_trials(job, saved) if saved else planned.trials, axes)
-    waiting = _to_run(folder)
+    waiting = still_to_run(folder)
     first = len({t.group for t in planned.trials})
     drawn = len({t.group for t in folder.trials if t.group >= first})
     further = ((run.samples or SAMPLES) - drawn) * run.seeds if run.search == "optuna" else 0
@@ -483,8 +483,8 @@ def go(sweep: Sweep, where: Place) -> None:
     )  # fmt: skip
 
 
-def _to_run(folder: SweepFolder) -> list[Trial]:
-    """The trials that are not over; one whose last checkpoint is of its end is over now."""
+def still_to_run(folder: SweepFolder) -> list[Trial]:
+    """Returns the trials that are not over; one whose last checkpoint is of its end is now."""
     for trial in folder.trials:
         if not folder.is_over(trial) and folder.of(trial.name).is_dir():
             checkpoint = folder.job.newest_checkpoint(folder.of(trial.name))

@@ -21,6 +21,7 @@ from rayssl.results import (
 from rayssl.training import ClassifierSettings
 
 SCORE: Final = "score_mean_100"  # the column that games are compared by
+EVALUATED: Final = "evaluation_score_mean"  # instead, where every run of a game was evaluated
 PAPER_BUDGET: Final = {
     "atari": int(PRESETS["paper-code"]["steps"].value),
     "mnist": ClassifierSettings.epochs,
@@ -57,6 +58,7 @@ class Study:
       arms: plain ones first.
       budget: steps or epochs at which scores are read: of the shortest finished run.
       unit: what the budget counts.
+      column: of a game's logs, that scores are read from: EVALUATED or SCORE.
       flags: settings in which arms differ beside their pretext task.
     """
 
@@ -66,6 +68,7 @@ class Study:
     arms: tuple[Arm, ...]
     budget: int
     unit: str
+    column: str
     flags: tuple[str, ...]
 
     @property
@@ -78,6 +81,8 @@ class Study:
     def measure(self) -> str:
         """What a score is, with its unit."""
         if self.job == "atari":
+            if self.column == EVALUATED:
+                return "score (mean of an evaluation's whole games)"
             return "score (mean of 100 whole games)"
         return "test accuracy (%)" if self.job in PERCENT_JOBS else "reported value"
 
@@ -184,6 +189,8 @@ def judge(claim: Claim, studies: Sequence[Study]) -> list[Finding]:
         for arm in study.arms:
             if arm.key.task not in claim.treated or arm.key.weight != 1 or not arm.scores:
                 continue
+            if arm.key.is_pretrained:
+                continue  # the sentences are about training from random weights
             if claim.per_class:
                 found += _judge_classes(claim, study, arm)
                 continue
@@ -262,27 +269,34 @@ def _study(keys: list[ArmKey], arms: dict[ArmKey, dict[int, Run]], results: Resu
     budget = min(finished or [run.reached for run in runs])
     unit = UNIT.get(runs[0].x, runs[0].x)
     first = keys[0]
+    whole = [run for run in runs if run.reached >= budget]
+    evaluated = [run.value_at(EVALUATED, budget) is not None for run in whole]
+    column = EVALUATED if first.job == "atari" and all(evaluated) else SCORE
     return Study(
         job=first.job,
         where=first.where,
         context=first.context,
         arms=tuple(
-            _arm(key, arms[key], results.asked.get(key, set()), budget, unit) for key in keys
+            _arm(key, arms[key], results.asked.get(key, set()), budget, unit, column)
+            for key in keys
         ),
         budget=budget,
         unit=unit,
+        column=column,
         flags=tuple(_differing([list(arms[key].values()) for key in keys if arms[key]])),
     )
 
 
-def _arm(key: ArmKey, runs: dict[int, Run], asked: set[int], budget: int, unit: str) -> Arm:
+def _arm(
+    key: ArmKey, runs: dict[int, Run], asked: set[int], budget: int, unit: str, column: str
+) -> Arm:
     runs = dict(sorted(runs.items()))
     scores = {}
     for seed, run in runs.items():
         if run.reached >= budget:
             score = run.reported
             if key.job == "atari":
-                score = run.value_at(SCORE, budget)
+                score = run.value_at(column, budget)
             if score is not None:
                 scores[seed] = score
     flags = []
@@ -305,7 +319,9 @@ def _differing(groups: list[list[Run]]) -> list[str]:
         return []
     job = groups[0][0].key.job
     ignored = HOUSEKEEPING | {*AUX_SETTINGS.get(job, ()), *CONTEXT_SETTINGS.get(job, ())}
-    ignored |= {"aux_task", "aux_weight"} | set(dict(groups[0][0].key.context))
+    ignored |= {"aux_task", "aux_weight", "init_from", "freeze_trunk"} | set(
+        dict(groups[0][0].key.context)
+    )
     names = sorted({n for group in groups for run in group for n in run.settings} - ignored)
     found = []
     for name in names:

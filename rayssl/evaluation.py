@@ -22,11 +22,14 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import torch
 from ale_py.vector_env import AtariVectorEnv
+from safetensors.torch import save_file
 
+from rayssl.backbones.weights import load_weights
 from rayssl.envs.atari import (
     AtariSettings,
     AtariStream,
     Game,
+    LifeEpisode,
     action_set,
     game_title,
     make_vector_env,
@@ -38,6 +41,8 @@ from rayssl.tasks import PretextTask, make_task
 from rayssl.video import AuxPanel, Panel, draw_frame, write_mp4
 
 MODEL, MODEL_SETTINGS = "model.pt", "model.json"
+EXPORTED_MODEL = "model.safetensors"  # of `export_agent`
+EXPORT_BYTES = 9_990_000  # of weights in it: 10 MB with names and shapes
 NETWORK_KEYS: Final[dict[str, type | tuple[type, ...]]] = {
     "game": str, "network": str, "aux_task": (str, type(None)),
     "stack": int, "frame_size": int, "env_steps": int,
@@ -123,8 +128,8 @@ class Agent:
 def load_agent(checkpoint: str | Path) -> Agent:
     """Returns the agent of a checkpoint folder, or of the newest checkpoint below a run folder.
 
-    Newest is the one with the most agent steps. Only `model.json` and `model.pt` are read, the
-    latter as tensors: nothing in it can run code.
+    Newest is the one with the most agent steps. Only `model.json` and `model.safetensors`, or else
+    `model.pt`, are read, as tensors: nothing in them can run code.
 
     Raises:
       FileNotFoundError: if there is no checkpoint, or one of the two files is missing.
@@ -133,6 +138,23 @@ def load_agent(checkpoint: str | Path) -> Agent:
     folder = _find_checkpoint(Path(checkpoint))
     settings = _read_settings(folder / MODEL_SETTINGS)
     _games_of(settings)  # refuses a frame size that would take all memory below
+    exported = folder / EXPORTED_MODEL
+    weights = load_weights(exported) if exported.exists() else _read_weights(folder / MODEL)
+    return make_agent(settings, weights, folder)
+
+
+def make_agent(
+    settings: dict[str, Any], weights: dict[str, torch.Tensor], checkpoint: Path | None = None
+) -> Agent:
+    """Returns the agent with these weights.
+
+    Args:
+      settings: as `model.json` has them.
+      weights: name -> tensor, those of the aux head among them unless `aux_task` is None.
+      checkpoint: the folder that both come from, for errors; None: a run that goes on.
+    Raises:
+      ValueError: if the weights are not those of the network.
+    """
     aux_task = settings["aux_task"]
     task = None if aux_task in (None, "", "none") else make_task(aux_task)
     network = make_atari_network(
@@ -142,10 +164,64 @@ def load_agent(checkpoint: str | Path) -> Agent:
         stack=settings["stack"],
         size=settings["frame_size"],
     )
-    weights = _read_weights(folder / MODEL)
+    folder = checkpoint or Path()
     _check_weights(weights, network.state_dict(), folder)
     network.load_state_dict(weights)
     return Agent(network.float().eval(), settings, folder, task)
+
+
+def export_agent(checkpoint: str | Path, folder: Path) -> Agent:
+    """Writes the weights of a checkpoint to a folder of at most 10 MB; returns the agent in it.
+
+    The folder gets `model.safetensors` and `model.json`: what `load_agent` reads, and no more.
+    Weights are float32, the checkpoint's bit for bit, where that fits (`nature`), else rounded to
+    float16; the aux head is left out where even those are too many. `exported` in model.json says
+    which. The agent that is returned, like any that is loaded, has the weights of the file.
+
+    Args:
+      checkpoint: as for `load_agent`.
+      folder: made if missing; files of these names in it are replaced.
+    Raises:
+      FileNotFoundError, ValueError: as `load_agent`.
+    """
+    agent = load_agent(checkpoint)
+    weights = {name: tensor.contiguous() for name, tensor in agent.network.state_dict().items()}
+    settings = agent.settings | {"exported": "float32"}
+    if _num_bytes(weights) > EXPORT_BYTES:
+        weights = {name: tensor.half() for name, tensor in weights.items()}
+        settings |= {"exported": "float16"}
+    if _num_bytes(weights) > EXPORT_BYTES:
+        weights = {k: v for k, v in weights.items() if not k.startswith("heads.aux")}
+        settings |= {"exported": "float16, without the aux head", "aux_task": None}
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / f"{EXPORTED_MODEL}.part"
+    save_file(weights, part)
+    part.replace(folder / EXPORTED_MODEL)
+    (folder / MODEL_SETTINGS).write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    return load_agent(folder)
+
+
+def _num_bytes(weights: dict[str, torch.Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in weights.values())
+
+
+def evaluation_figures(
+    agent: Agent, settings: AtariSettings, *, games: int, seed: int
+) -> dict[str, float]:
+    """Returns what a training run logs of an evaluation over whole games (docs/results.md).
+
+    Keys: evaluation_score_mean, _std, _low, _high (95% bootstrap interval of the mean over games),
+    _iqm, and evaluation_games; NaN where one game alone has no spread.
+
+    Args:
+      agent, settings, seed: as for `play_games`, which plays at epsilon 0.01.
+      games: how many.
+    """
+    played = play_games(agent, settings, episodes=games, seed=seed)
+    found = summarize_scores([game.score for game in played]).to_dict()
+    names = {"mean": "mean", "std": "std", "ci_low": "low", "ci_high": "high", "iqm": "iqm"}
+    figures = {f"evaluation_score_{new}": float(found[old]) for old, new in names.items()}
+    return figures | {"evaluation_games": float(len(played))}
 
 
 class Trunk(NamedTuple):
@@ -229,6 +305,7 @@ def play_games(
     epsilon: float = EPSILON,
     seed: int = 0,
     on_game: Callable[[Game], None] | None = None,
+    on_life: Callable[[LifeEpisode], None] | None = None,
     env: Any = None,
 ) -> list[Game]:
     """Returns `episodes` whole games with unclipped scores, ordered by env, then by time.
@@ -247,6 +324,8 @@ def play_games(
         code, at which Table IV's episodes were played; Mnih et al. 2015 use 0.05.
       seed: of consoles and actions, 0 or more.
       on_game: called after each game that counts, as it ends.
+      on_life: called after each life of such a game, with its clipped score: an episode as the
+        authors' code counts it.
       env: stands in for the settings' AtariVectorEnv.
     Raises:
       ValueError: as `check_play`.
@@ -259,7 +338,8 @@ def play_games(
     stream = AtariStream(settings, seed, env)
     try:
         with _one_torch_thread():
-            return _play(stream, actor, games_per_env(episodes, settings.num_envs), on_game)
+            shares = games_per_env(episodes, settings.num_envs)
+            return _play(stream, actor, shares, on_game, on_life)
     finally:
         stream.close()
 
@@ -342,11 +422,14 @@ def record_game(
         stream.close()
 
 
-def score_row(agent: Agent | None, game: str, games: Sequence[Game]) -> dict[str, Any]:
+def score_row(
+    agent: Agent | None, game: str, games: Sequence[Game], lives: Sequence[LifeEpisode] = ()
+) -> dict[str, Any]:
     """Returns one row of results as plain JSON values; NaN (one game has no spread) becomes None.
 
     Keys: agent, game, summary (of `summarize_scores`), scores and steps in the order of `games`,
-    and cut_games, how many were cut at `max_game_frames`.
+    cut_games, how many were cut at `max_game_frames`, and lives: how many there were and the mean
+    of their clipped scores, which is what the authors' code calls the score of an episode.
     """
     scores = [game.score for game in games]
     summary = summarize_scores(scores).to_dict()
@@ -357,6 +440,12 @@ def score_row(agent: Agent | None, game: str, games: Sequence[Game]) -> dict[str
         "scores": scores,
         "steps": [game.length for game in games],
         "cut_games": sum(game.truncated for game in games),
+        "lives": {
+            "num": len(lives),
+            "clipped_mean": sum(life.clipped_score for life in lives) / len(lives)
+            if lives
+            else None,
+        },
     }
 
 
@@ -485,11 +574,16 @@ def _play(
     actor: _Actor,
     shares: np.ndarray,
     on_game: Callable[[Game], None] | None,
+    on_life: Callable[[LifeEpisode], None] | None,
 ) -> list[Game]:
     counted: list[list[Game]] = [[] for _ in shares]
     while (busy := np.array([len(games) for games in counted]) < shares).any():
         stream.step(actor.actions(stream.obs, busy))
-        for game in stream.take_games()[0]:
+        games, lives = stream.take_games()
+        for life in lives:  # the last life of a game ends with it, and belongs to it
+            if on_life and len(counted[life.env]) < shares[life.env]:
+                on_life(life)
+        for game in games:
             if len(counted[game.env]) < shares[game.env]:
                 counted[game.env].append(game)
                 if on_game:
@@ -562,7 +656,7 @@ def _find_checkpoint(path: Path) -> Path:
             f"No checkpoint folder at {path}. Pass a folder that holds {MODEL_SETTINGS} and "
             f"{MODEL}, or a run folder with checkpoints below it."
         )
-    if (path / MODEL_SETTINGS).exists() or (path / MODEL).exists():
+    if any((path / name).exists() for name in (MODEL_SETTINGS, MODEL, EXPORTED_MODEL)):
         return path
     found = []
     for file in path.rglob(MODEL_SETTINGS):

@@ -116,6 +116,10 @@ class AtariRun:
     """torch.compile the losses (about a minute at the first start)."""
     steps_per_report: int = 2_000
     """Agent steps between two rows of the logs."""
+    evaluate_every: int = 0
+    """Agent steps between two evaluations of the trained agent over whole games; 0: none."""
+    evaluation_games: int = 100
+    """Whole games of an evaluation (100: section V-C)."""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ USUAL: Final = {
 HOUSEKEEPING: Final = {
     "seed", "seeds", "name", "results_dir", "resume", "address", "num_workers", "num_learners",
     "num_gpus", "num_cpus", "learner_cpus", "checkpoint_every", "save_replay", "data_dir", "verify",
-    "compile", "steps_per_report", "preset", "game", "dataset", "trial", "restore_from",
+    "compile", "steps_per_report", "evaluate_every", "evaluation_games", "preset", "game",
+    "dataset", "trial", "restore_from",
 }  # fmt: skip
 SWEEP, TRIALS, SETTINGS = "sweep.json", "trials.csv", "settings.json"
 LAYOUT_VERSION = 1  # of docs/results.md
@@ -70,16 +71,23 @@ class ArmKey(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        """Whether nothing but the job's own loss is trained."""
-        return self.weight == 0
+        """Whether nothing but the job's own loss is trained, from random weights."""
+        return self.weight == 0 and not self.is_pretrained
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether training starts from another run's trunk."""
+        return "init_from" in dict(self.aux)
 
     @property
     def name(self) -> str:
-        """`none`, or `permutation, weight 1, every 4`."""
+        """`none`, or `permutation, weight 1, every 4`; `none, trunk from pretrained`."""
         values = dict(self.aux)
+        frozen = "frozen " if "freeze_trunk" in values else ""
+        start = [f"{frozen}trunk from {values['init_from']}"] if self.is_pretrained else []
         if self.task == "none":
-            return "none"
-        words = [self.task, f"weight {self.weight:g}"]
+            return ", ".join(["none", *start])
+        words = [self.task, f"weight {self.weight:g}", *start]
         short = {"aux_every": "every", "pretrain_updates": "pretrained for", "schedule": "",
                  "optimizers": "optimizers", "aux_copies": "copies"}  # fmt: skip
         for key, word in short.items():
@@ -146,7 +154,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Whole games of a trained agent, or of the random one: a row of experiments/evaluate.py."""
+    """Whole games of a trained agent, or of the random one: a row of experiments/evaluate.py.
+
+    `life_mean`: the mean over lives of their clipped scores; None in files that are older than it.
+    """
 
     game: str
     agent: str
@@ -159,6 +170,7 @@ class Evaluation:
     low: float | None
     high: float | None
     iqm: float
+    life_mean: float | None
     commit: str
     source: str
 
@@ -253,13 +265,22 @@ def arm_key(job: str, settings: Settings, varied: Iterable[str] = ()) -> ArmKey:
     context = tuple((name, _plain(settings[name])) for name in context_names)
     task = str(settings.get("aux_task") or "none")
     weight = 0.0 if task == "none" else float(settings["aux_weight"])
+    start = _start(settings)
     if task == "none":
-        return ArmKey(job, where, context, (("aux_task", task),))
+        return ArmKey(job, where, context, (("aux_task", task), *start))
     if weight == 0:
-        return ArmKey(job, where, context, (("aux_task", task), ("aux_weight", weight)))
+        return ArmKey(job, where, context, (("aux_task", task), ("aux_weight", weight), *start))
     known = {**settings, "aux_weight": weight}
     aux = tuple((n, _plain(known.get(n, USUAL.get(n)))) for n in aux_names)
-    return ArmKey(job, where, context, aux)
+    return ArmKey(job, where, context, (*aux, *start))
+
+
+def _start(settings: Settings) -> Pairs:
+    """Which run's trunk a training of games starts from; nothing for random weights."""
+    if not settings.get("init_from"):
+        return ()
+    frozen = (("freeze_trunk", True),) if settings.get("freeze_trunk") else ()
+    return (("init_from", Path(str(settings["init_from"])).name), *frozen)
 
 
 def _plain(value: Any) -> Any:
@@ -486,7 +507,9 @@ def _read_evaluation(path: Path, found: Results, seen: set[Path]) -> None:
                 seed=model.get("seed"), env_steps=model.get("env_steps"),
                 epsilon=float(saved["settings"]["epsilon"]), num=int(summary["num"]),
                 mean=float(summary["mean"]), low=summary["ci_low"], high=summary["ci_high"],
-                iqm=float(summary["iqm"]), commit=str(saved.get("commit")), source=str(path),
+                iqm=float(summary["iqm"]),
+                life_mean=row.get("lives", {}).get("clipped_mean"),
+                commit=str(saved.get("commit")), source=str(path),
             ))  # fmt: skip
 
     _try(read, path, found)

@@ -8,7 +8,7 @@ import numpy as np
 from rayssl import classification_report as classes
 from rayssl import tables
 from rayssl.claims import NOT_WORSE_MARGIN
-from rayssl.comparison import SCORE, Arm, Study, make_studies
+from rayssl.comparison import EVALUATED, Arm, Study, make_studies
 from rayssl.figures import (
     Line,
     Panel,
@@ -31,6 +31,10 @@ MAX_STUDIES: Final = 6  # likewise
 GAME_SCORE: Final = (
     "mean of the last 100 whole training games (of all, where there were fewer), unclipped, "
     "exploration on"
+)
+EVALUATED_SCORE: Final = (
+    "mean over the whole games of the trained agent's newest evaluation, unclipped, epsilon 0.01, "
+    "games fixed beforehand"
 )
 RULE: Final = (
     "A claim is supported if the whole 95% interval of the difference lies on the side that it "
@@ -192,7 +196,7 @@ def _hidden(studies: Sequence[Study]) -> list[str]:
 
 def _measure_note(study: Study) -> str:
     if study.job == "atari":
-        return f"Scores: {GAME_SCORE}."
+        return f"Scores: {EVALUATED_SCORE if study.column == EVALUATED else GAME_SCORE}."
     if study.job == "mnist":
         return "Scores: test accuracy in per cent, of the epoch that the protocol reports."
     return "Scores: the value that the sweep reports."
@@ -237,8 +241,8 @@ def _game_pictures(
         levels = {}
         if study.where in HUMAN_AND_RANDOM:
             levels = {"random play": HUMAN_AND_RANDOM[study.where][1]}
-        scores.append(Panel(study.name, "agent steps", "score (mean of 100 games)",
-                            _lines(study, SCORE), levels))  # fmt: skip
+        scores.append(Panel(study.name, "agent steps", study.measure,
+                            _lines(study, study.column), levels))  # fmt: skip
         if any(not arm.key.is_plain for arm in shown_arms(study)):
             reasons += [
                 Panel(f"{study.name}: pretext head", "agent steps", "aux accuracy",
@@ -249,8 +253,8 @@ def _game_pictures(
             ]  # fmt: skip
     blocks: list[Table | Picture] = [Picture(
         "curves", "Learning curves (Figure 10)", draw_panels(scores, looks),
-        "Score against agent steps (4 frames each); whole training games, unclipped. "
-        + _curve_note(BAND),
+        "Score against agent steps (4 frames each); whole games, unclipped: of evaluations where "
+        "all runs have them, else of training. " + _curve_note(BAND),
     )]  # fmt: skip
     if any(line.curves or line.others for panel in reasons for line in panel.lines):
         blocks.append(Picture(
@@ -421,9 +425,9 @@ def _paper_tables(results: Results, studies: Sequence[Study]) -> Section:
             tables.table_4(studies, results.evaluations),
             "\"Same measure\": the best mean of 100 training episodes as the authors' code counts "
             "them (per life, clipped rewards), up to the steps that are compared; mean over seeds "
-            "with Student's t interval. \"Whole games\": trained agents over unclipped whole games "
-            "(experiments/evaluate.py), interval over agents. Human and world record are whole "
-            "games.",
+            "with Student's t interval. \"Whole games\": trained agents over unclipped whole "
+            "games, from the runs' own evaluations or experiments/evaluate.py, interval over "
+            "agents. Human and world record are whole games.",
         ),
     ]  # fmt: skip
     return Section("The paper's tables", (), blocks)

@@ -8,7 +8,7 @@ import numpy as np
 
 from rayssl import classification_report as classes
 from rayssl.claims import CLAIMS
-from rayssl.comparison import PERCENT_JOBS, Arm, Finding, Study, judge, seed_list
+from rayssl.comparison import EVALUATED, PERCENT_JOBS, Arm, Finding, Study, judge, seed_list
 from rayssl.deepfake import TABLE_III
 from rayssl.intervals import Difference, Interval, interquartile_mean, probability_of_improvement
 from rayssl.metrics import (
@@ -268,7 +268,7 @@ def table_4(studies: Sequence[Study], evaluations: Sequence[Evaluation]) -> list
 
     For each game: the paper's number; ours by the paper's measure, the best mean of 100 episodes as
     its code counts them (per life, clipped rewards); the mean over whole games of trained agents,
-    from evaluation files.
+    from the evaluations in the runs' logs, else from evaluation files.
     """
     games = ("Pong", "Breakout")
     rows = []
@@ -283,8 +283,10 @@ def table_4(studies: Sequence[Study], evaluations: Sequence[Evaluation]) -> list
                 if agent not in ("Human", "World Record"):
                     row |= {
                         f"{game}, same measure": _best_cells(arms)
-                        or ("no score yet" if arms else NOT_RUN),
-                        f"{game}, whole games": _evaluated(evaluated, game, arms, own) or NOT_RUN,
+                        or ("no score yet" if arms else _lives(evaluated, game) or NOT_RUN),
+                        f"{game}, whole games": _logged(arms)
+                        or _evaluated(evaluated, game, arms, own)
+                        or NOT_RUN,
                     }
             rows.append(row)
     return rows
@@ -298,7 +300,7 @@ def _own_arms(agent: str, studies: Sequence[Study]) -> dict[str, dict[str, list[
         for arm in study.arms:
             if study.job != "atari" or PAPER_AGENTS.get(arm.key.task) != agent or not arm.runs:
                 continue
-            if arm.key.task != "none" and arm.key.weight != 1:
+            if arm.key.task != "none" and arm.key.weight != 1 or arm.key.is_pretrained:
                 continue
             setting = f", {arm.key.setting}" if several else ""
             name = f"{arm.key.name}{setting}"
@@ -310,17 +312,38 @@ def _paper_agent(found: Evaluation) -> str:
     return "Random" if found.agent == "random" else PAPER_AGENTS.get(found.aux_task, found.aux_task)
 
 
+def _lives(found: Sequence[Evaluation], game: str) -> str | None:
+    """What an agent that was not trained gets per life, with clipped rewards."""
+    own = [e.life_mean for e in found if e.game == game and e.life_mean is not None]
+    return number(float(np.mean(own))) if own else None
+
+
 def _best_cells(arms: Sequence[tuple[Study, Arm]]) -> str | None:
     cells = []
     for study, arm in arms:
         best = [r.value_at("paper_code_score_best", study.budget, "max") for r in arm.runs.values()]
         known = [value for value in best if value is not None]
         if known:
-            found = score_interval(known)
-            interval = span(found.low, found.high)
-            size = f"{len(known)} seed{'s' if len(known) > 1 else ''}"
-            cells.append(f"{number(found.value)} ({f'{interval}, ' if interval else ''}{size})")
+            cells.append(_over_seeds(known))
     return "; ".join(cells) or None
+
+
+def _logged(arms: Sequence[tuple[Study, Arm]]) -> str | None:
+    """Mean over seeds of the evaluations that the runs' own logs hold."""
+    found = [
+        _over_seeds(list(arm.scores.values()))
+        for study, arm in arms
+        if study.column == EVALUATED and arm.scores
+    ]
+    return "; ".join(found) or None
+
+
+def _over_seeds(values: Sequence[float]) -> str:
+    """Mean, interval and number of seeds: `14.90 (13.10 to 16.70, 3 seeds)`."""
+    found = score_interval(values)
+    interval = span(found.low, found.high)
+    size = f"{len(values)} seed{'s' if len(values) > 1 else ''}"
+    return f"{number(found.value)} ({f'{interval}, ' if interval else ''}{size})"
 
 
 def _evaluated(
@@ -353,6 +376,7 @@ def evaluation_rows(found: Sequence[Evaluation]) -> list[Row]:
             "agent": each.agent, "game": each.game, "seed": each.seed, "games": each.num,
             "epsilon": f"{each.epsilon:g}", "mean": number(each.mean),
             "interval over games": span(each.low, each.high), "IQM over games": number(each.iqm),
+            "per life, clipped": None if each.life_mean is None else number(each.life_mean),
             "commit": each.commit, "file": each.source,
         }
         for each in found

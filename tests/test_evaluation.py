@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from experiments import evaluate
-from rayssl.envs.atari import AtariSettings, AtariStream, action_set
+from rayssl.envs.atari import AtariSettings, AtariStream, LifeEpisode, action_set
 from rayssl.evaluation import (
     END_HOLD_FRAMES,
     TABLE_IV_NOTE,
@@ -22,6 +22,7 @@ from rayssl.evaluation import (
     ColourTwin,
     _times,
     check_play,
+    export_agent,
     games_per_env,
     load_agent,
     play_games,
@@ -78,17 +79,20 @@ def scripted(num_envs: int) -> AtariSettings:
     return AtariSettings(game="breakout", num_envs=num_envs)
 
 
-def save_agent(folder: Path, game: str = "pong", aux_task: str | None = "permutation") -> Path:
+def save_agent(
+    folder: Path, game: str = "pong", aux_task: str | None = "permutation",
+    network: str = "paper-code",
+) -> Path:  # fmt: skip
     """Writes the two files of a checkpoint that evaluation reads, and decoys that it must not."""
     folder.mkdir(parents=True)
-    network = make_atari_network(
-        "paper-code",
+    net = make_atari_network(
+        network,
         num_actions=len(action_set(game)),
         aux_classes=make_task(aux_task).num_classes if aux_task else 0,
     )
-    torch.save(network.state_dict(), folder / "model.pt")
+    torch.save(net.state_dict(), folder / "model.pt")
     settings = {
-        "game": game, "network": "paper-code", "aux_task": aux_task, "stack": 4, "frame_size": 84,
+        "game": game, "network": network, "aux_task": aux_task, "stack": 4, "frame_size": 84,
         "frame_skip": 4, "fire_at_start": True, "noop_max": 30, "env_steps": 1000, "seed": 0,
     }  # fmt: skip
     (folder / "model.json").write_text(json.dumps(settings))
@@ -297,6 +301,36 @@ def test_frame_size_that_would_take_all_memory_is_refused(tmp_path: Path) -> Non
         load_agent(folder)
 
 
+@pytest.mark.parametrize(
+    ("network", "how", "tolerance"),
+    [
+        ("nature", "float32", 0.0),
+        ("paper-code", "float16, without the aux head", 0.01),
+    ],
+)
+def test_exported_agent_is_below_10_mb_and_plays_as_its_checkpoint(
+    network: str, how: str, tolerance: float, tmp_path: Path
+) -> None:
+    checkpoint = save_agent(tmp_path / "run", network=network)
+    exported = export_agent(checkpoint, tmp_path / "small")
+    assert exported.checkpoint == tmp_path / "small"
+    assert exported.settings["exported"] == how
+    files = {path.name: path.stat().st_size for path in (tmp_path / "small").iterdir()}
+    assert sorted(files) == ["model.json", "model.safetensors"]
+    assert sum(files.values()) < 10_000_000
+    state = np.random.default_rng(0).integers(0, 256, (3, 4, 84, 84), dtype=np.uint8)
+    expected = load_agent(checkpoint).q_values(state)
+    assert np.abs(exported.q_values(state) - expected).max() <= tolerance
+
+
+def test_damaged_export_is_refused_with_the_files_name(checkpoint: Path, tmp_path: Path) -> None:
+    export_agent(checkpoint, tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"model\.safetensors cannot be read as weights"):
+        load_agent(tmp_path)
+
+
 def test_folder_without_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="No checkpoint in or below"):
         load_agent(tmp_path)
@@ -377,6 +411,17 @@ def test_table_shows_ours_beside_table_iv_and_warns_of_its_breakout_numbers() ->
     assert "| Rotation (Table IV) | Breakout |  | 7.60 |" in table
     assert table.endswith(TABLE_IV_NOTE)
     assert "Table IV" not in score_table([score_row(None, "seaquest", games)])
+
+
+def test_lives_are_those_of_the_games_that_count_and_their_rewards_are_clipped() -> None:
+    lives: list[LifeEpisode] = []
+    games = play_games(
+        None, scripted(2), episodes=3, env=ScriptedConsole([5, 50]), on_life=lives.append
+    )
+    assert sorted(game.score for game in games) == [20, 20, 200]  # 4 points a step
+    assert len(lives) == 15
+    row = score_row(None, "breakout", games, lives)
+    assert row["lives"] == {"num": 15, "clipped_mean": (5 + 5 + 50) / 15}  # 1 point a step
 
 
 def test_one_game_has_no_spread_and_stays_valid_json() -> None:

@@ -16,7 +16,8 @@ from rayssl.tasks import available_tasks
 PLUMBING = {
     "preset", "seed", "num_workers", "num_learners", "num_gpus", "learner_cpus", "address",
     "results_dir", "name", "resume", "checkpoint_every", "save_replay", "replay_device",
-    "compile", "steps_per_report", "policy", "init_from",  # folders of one's own
+    "compile", "steps_per_report", "evaluate_every", "evaluation_games",
+    "policy", "init_from",  # folders of one's own
 }  # fmt: skip
 # Fields that count something over time or data, and the words that say what.
 UNITS = {
@@ -25,6 +26,8 @@ UNITS = {
     "learning_starts": "agent steps",
     "epsilon_steps": "agent steps",
     "steps_per_report": "agent steps",
+    "evaluate_every": "agent steps",
+    "evaluation_games": "whole games",
     "target_every": "steps or updates",
     "target_unit": "agent steps or td updates",
     "n_step": "agent steps",

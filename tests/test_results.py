@@ -17,7 +17,7 @@ from rayssl.rllib.start import record_start
 from rayssl.sections import shown_arms, weight_curves
 from rayssl.sweeps.axes import Trial
 from rayssl.sweeps.folder import FAILED, FINISHED, STOPPED, SweepFolder
-from rayssl.tables import make_suites, table_3
+from rayssl.tables import make_suites, table_3, table_4
 
 START = {"command": "python ...", "commit": "abc", "started": "2026-01-01T00:00:00+00:00"}
 
@@ -312,3 +312,44 @@ def test_folder_given_twice_counts_once(tmp_path: Path) -> None:
     folder = write_game(tmp_path / "a", {1000: 1})
     found: Results = read_results([folder, tmp_path, folder])
     assert (len(found.runs), found.left_out) == (1, [])
+
+
+def test_games_are_compared_by_their_evaluations_where_every_run_has_one(tmp_path: Path) -> None:
+    def write(name: str, **evaluation: float) -> None:
+        folder = tmp_path / name
+        log = RunLog(folder)
+        for steps in (1_000, 2_000):
+            row = {"env_steps": steps, "score_mean_100": -20.0, **evaluation}
+            log.on_trial_result(1, [], None, row)
+        log.on_experiment_end([])
+        own = {"game": "pong", "aux_task": name, "aux_weight": 1.0, "seed": 0, "steps": 2_000}
+        record_start(folder, START | {"settings": own})
+
+    write("none", evaluation_score_mean=-11.5)
+    write("rotation", evaluation_score_mean=-12.5)
+    study = make_studies(read_results([tmp_path]))[0]
+    assert [dict(arm.scores) for arm in study.arms] == [{0: -11.5}, {0: -12.5}]
+    assert "evaluation" in study.measure
+    rows = {row["agent"]: row for row in table_4([study], [])}
+    assert rows["DQN"]["Pong, whole games"] == "-11.50 (1 seed)"
+    write("permutation")  # a run without one: then training scores are what all have
+    study = make_studies(read_results([tmp_path]))[0]
+    assert all(dict(arm.scores) == {0: -20.0} for arm in study.arms)
+
+
+def test_run_from_another_runs_trunk_is_an_arm_of_its_own_beside_the_plain_one(
+    tmp_path: Path,
+) -> None:
+    for name, score, more in (
+        ("scratch", -20.0, {}),
+        ("tuned", -18.5, {"init_from": "results/local/pretrained"}),
+        ("kept", -19.0, {"init_from": "results/local/pretrained", "freeze_trunk": True}),
+    ):
+        write_game(tmp_path / name, {1_000: score}, **more)
+    study = make_studies(read_results([tmp_path]))[0]
+    names = ["none", "none, frozen trunk from pretrained", "none, trunk from pretrained"]
+    assert [arm.key.name for arm in study.arms] == names
+    gains = [study.gain(arm) for arm in study.arms]
+    assert [gain and gain.mean for gain in gains] == [None, 1.0, 1.5]
+    rows = [row["agent"] for row in table_4([study], [])]
+    assert not any("pretrained" in agent for agent in rows)  # the paper's arms start at random

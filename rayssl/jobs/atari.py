@@ -51,6 +51,7 @@ def build_config(run: AtariRun) -> AuxDQNConfig:
             cut_on_life_loss=run.cut_on_life_loss, compute_dtype=run.compute_dtype,
             compile_learner=run.compile,
             steps_per_iteration=min(run.steps_per_report, run.steps),  # a report ends the run
+            evaluate_every_steps=run.evaluate_every, games_per_evaluation=run.evaluation_games,
             save_replay=run.save_replay,
         )
         .env_runners(
@@ -68,12 +69,17 @@ def check_run(run: AtariRun) -> None:
     """Raises ValueError for settings that no run can have; starts nothing."""
     least = {"steps": 1, "steps_per_report": 1, "checkpoint_every": 1, "num_workers": 0,
              "envs_per_worker": 1, "num_learners": 0, "num_gpus": 0, "seed": 0,
-             "learner_cpus": 1}  # fmt: skip
+             "learner_cpus": 1, "evaluate_every": 0, "evaluation_games": 1}  # fmt: skip
     for name, smallest in least.items():
         value = getattr(run, name)
         if value is not None and value < smallest:
             raise ValueError(f"--{name.replace('_', '-')} must be {smallest} or more, got {value}.")
     check_name(run.name)
+    if run.evaluate_every and run.steps % run.evaluate_every:
+        raise ValueError(
+            f"--steps {run.steps} is no multiple of --evaluate-every {run.evaluate_every}: the "
+            "trained agent would go without its last evaluation. Choose one that divides it."
+        )
     if run.num_learners > 1 and run.batch_size % run.num_learners:
         raise ValueError(
             f"--batch-size {run.batch_size} is not shared evenly by {run.num_learners} learners. "

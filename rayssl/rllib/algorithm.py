@@ -13,6 +13,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from ray.rllib.utils.metrics import (
 from ray.rllib.utils.typing import ResultDict, StateDict
 
 from rayssl.device_frames import DeviceFrames
+from rayssl.evaluation import evaluation_figures, make_agent
 from rayssl.replay import Batch, FrameReplay, FrameStore, HostFrames
 from rayssl.rllib.checkpoint import (
     MODEL,
@@ -52,6 +54,9 @@ SAMPLE, PING = "sample", "ping"  # tags of the requests in flight
 PING_EVERY_S = 1.0  # between two pings to lost runners
 NO_RUNNER_LIMIT_S = 600.0  # a run whose runners are all lost for so long ends with an error
 MAX_UPDATES_A_CALL = 8
+EVALUATION_ENVS = 16  # games of an evaluation side by side
+EVALUATION_SEED = 1_000_003  # added to the run's seed
+ACTING = ("backbone.", "heads.q.")  # prefixes of the weights that acting needs
 WINDOW = 100  # games, section V-C: "Mean Score in 100 episodes"
 
 
@@ -77,6 +82,8 @@ class AuxDQN(Algorithm):
         self._best_life_mean = float("nan")
         self._games = 0
         self._epsilon = 1.0
+        self._evaluated_at = 0  # agent steps of the newest evaluation
+        self._evaluation: dict[str, float] = {}
         self._updates_at_push = -1
         self._weights_version = 0
         self._weights_ref: Any = None
@@ -94,6 +101,7 @@ class AuxDQN(Algorithm):
         """Samples `steps_per_iteration` agent steps and makes the updates that they are due."""
         self._stats.clear()
         self._seconds.clear()
+        self._evaluation = {}
         now = time.perf_counter()
         start = now if self._last_report is None else self._last_report
         self._seconds["logging"] = now - start  # of the last report, and of a checkpoint
@@ -114,6 +122,27 @@ class AuxDQN(Algorithm):
             self.metrics.log_value(
                 (ENV_RUNNER_RESULTS, EPISODE_RETURN_MEAN), float(np.mean(self._scores)), window=1
             )
+        every = self.config.evaluate_every_steps
+        if every and self._env_steps // every > self._evaluated_at // every:
+            with self._timed("evaluation"):
+                self._evaluation = self._evaluate_online()
+            self._evaluated_at = self._env_steps
+
+    def _evaluate_online(self) -> dict[str, float]:
+        """Scores of the online network over whole games; every evaluation plays the same starts.
+
+        The games are others than those of training: their seeds come from one far away. Nothing
+        that training draws from is touched.
+        """
+        weights = {k: v for k, v in self.model_state().items() if k.startswith(ACTING)}
+        agent = make_agent(self.model_settings() | {"aux_task": None}, weights)
+        settings = self.config.atari_settings()
+        return evaluation_figures(
+            agent,
+            replace(settings, num_envs=EVALUATION_ENVS, num_threads=self.config.learner_threads),
+            games=self.config.games_per_evaluation,
+            seed=(self.config.seed or 0) + EVALUATION_SEED,
+        )
 
     def _train_in_process(self, target: int) -> None:
         """Learns while the consoles run; the order of events is the same in every run."""
@@ -303,6 +332,7 @@ class AuxDQN(Algorithm):
             replay_rows=len(self.replay),
             replay_fill=len(self.replay) / self.replay.capacity,
             replay_bytes=self.replay.nbytes,
+            **self._evaluation,
             **self._counts,
             **({} if self._compiled is None else {"compiled": int(self._compiled)}),
         )
@@ -442,7 +472,7 @@ class AuxDQN(Algorithm):
 
 _STATE = (
     "_env_steps", "_learn_from_steps", "_slots_before", "_slots", "_counts", "_scores", "_lengths",
-    "_life_scores", "_best_life_mean", "_games", "_epsilon", "_updates_at_push",
+    "_life_scores", "_best_life_mean", "_games", "_epsilon", "_updates_at_push", "_evaluated_at",
 )  # fmt: skip
 
 

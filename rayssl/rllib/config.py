@@ -78,6 +78,8 @@ class AuxDQNConfig(AlgorithmConfig):
         self.learner_threads = 1
         self.weights_every_updates = 32
         self.steps_per_iteration = 2_000
+        self.evaluate_every_steps = 0
+        self.games_per_evaluation = 100
         self.save_replay = True
         self.restore_from: str | None = None
         # AlgorithmConfig's own
@@ -172,6 +174,8 @@ class AuxDQNConfig(AlgorithmConfig):
         learner_threads: int = NotProvided,
         weights_every_updates: int = NotProvided,
         steps_per_iteration: int = NotProvided,
+        evaluate_every_steps: int = NotProvided,
+        games_per_evaluation: int = NotProvided,
         save_replay: bool = NotProvided,
         restore_from: str | None = NotProvided,
         **kwargs: Any,
@@ -202,6 +206,9 @@ class AuxDQNConfig(AlgorithmConfig):
           learner_threads: CPU threads of the learner.
           weights_every_updates: TD updates between two pushes of weights to the runners.
           steps_per_iteration: agent steps of one train() call.
+          evaluate_every_steps: agent steps between two evaluations of the online network over
+            `games_per_evaluation` whole games (rayssl.evaluation.play_games); 0: none. Training
+            waits meanwhile, and is the same with and without them.
           save_replay: write the replay's contents into checkpoints.
           restore_from: checkpoint folder to start from.
         Returns:
@@ -234,6 +241,8 @@ class AuxDQNConfig(AlgorithmConfig):
             learner_threads=learner_threads,
             weights_every_updates=weights_every_updates,
             steps_per_iteration=steps_per_iteration,
+            evaluate_every_steps=evaluate_every_steps,
+            games_per_evaluation=games_per_evaluation,
             save_replay=save_replay,
             restore_from=restore_from,
         )
@@ -430,6 +439,7 @@ _AT_LEAST = {
     "target_update_freq": 1, "epsilon_steps": 0, "priority_beta_steps": 1, "learner_threads": 1,
     "weights_every_updates": 1, "steps_per_iteration": 1, "rollout_fragment_length": 1,
     "num_envs_per_env_runner": 1, "num_env_runners": 0, "num_learners": 0,
+    "evaluate_every_steps": 0, "games_per_evaluation": 1,
 }  # fmt: skip
 
 

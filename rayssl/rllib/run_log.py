@@ -19,11 +19,14 @@ from tensorboardX import SummaryWriter
 # Columns of the logs, in order. docs/results.md explains each.
 COLUMNS = (
     "env_steps", "games", "score_mean_100", "score_last", "game_length_mean_100",
-    "paper_code_score_mean_100", "paper_code_score_best", "epsilon", "td_updates", "aux_updates",
+    "paper_code_score_mean_100", "paper_code_score_best", "evaluation_score_mean",
+    "evaluation_score_std", "evaluation_score_low", "evaluation_score_high",
+    "evaluation_score_iqm", "evaluation_games", "epsilon", "td_updates", "aux_updates",
     "td_loss", "td_error_abs", "q_mean", "aux_loss", "aux_accuracy", "aux_left_out",
     "gradient_cosine", "env_steps_per_s", "updates_per_s", "replay_rows", "replay_fill",
     "replay_bytes", "healthy_runners", "runner_restarts", "compiled", "wall_s", "time_sampling",
-    "time_replay", "time_learning", "time_weights", "time_waiting", "time_logging", "time_other",
+    "time_replay", "time_learning", "time_weights", "time_waiting", "time_evaluation",
+    "time_logging", "time_other",
 )  # fmt: skip
 Row = dict[str, int | float | None]
 
@@ -138,6 +141,8 @@ def live_line(result: dict[str, Any], steps: int) -> str:
 
         24,000/400,000 steps | score -20.3 (31 games) | aux 61% | 310 steps/s | 20 min left
 
+    After an evaluation its mean score stands beside that of training.
+
     Args:
       result: with `env_steps` and what else of COLUMNS there is.
       steps: of the whole run.
@@ -146,6 +151,8 @@ def live_line(result: dict[str, Any], steps: int) -> str:
     score, games = result.get("score_mean_100"), result.get("games", 0)
     known = f"score {score:.1f} ({games} game{'' if games == 1 else 's'})" if _known(score) else ""
     parts.append(known or "no game yet")
+    if _known(result.get("evaluation_score_mean")):
+        parts.append(f"evaluated {result['evaluation_score_mean']:.1f}")
     if _known(result.get("aux_accuracy")):
         parts.append(f"aux {result['aux_accuracy']:.0%}")
     if _known(result.get("healthy_runners")):

@@ -13,8 +13,8 @@ import ray
 import torch
 
 from rayssl.device_frames import DeviceFrames
-from rayssl.evaluation import load_agent
-from rayssl.rllib.algorithm import AuxDQN, _to_rllib
+from rayssl.evaluation import load_agent, play_games
+from rayssl.rllib.algorithm import EVALUATION_SEED, AuxDQN, _to_rllib
 from rayssl.rllib.checkpoint import MANIFEST, MODEL, REPLAY
 from rayssl.rllib.config import AuxDQNConfig
 from tests.toy_agents import save_agent
@@ -339,3 +339,42 @@ def test_every_runner_computes_with_one_thread(build: Build) -> None:
         assert pools
         assert set(pools) == {1}
     assert algo.config.learner_threads == 1
+
+
+def test_evaluations_come_at_their_intervals_and_leave_training_as_it_was(build: Build) -> None:
+    plain, evaluated = make_config(), make_config()
+    evaluated.training(evaluate_every_steps=192, games_per_evaluation=2)
+    algos = [build(plain), build(evaluated)]
+    results = [[algo.train() for _ in range(4)] for algo in algos]
+    assert_equal(weights(algos[0]), weights(algos[1]))
+    assert [result["score_last"] for result in results[0]] == pytest.approx(
+        [result["score_last"] for result in results[1]], nan_ok=True
+    )
+    assert not any("evaluation_games" in result for result in results[0])
+    told = [result.get("evaluation_games") for result in results[1]]
+    assert told == [None, 2, None, 2]  # 96, 192, 288, 384 steps
+    assert results[1][1]["time_evaluation"] > 0
+
+
+def test_resumed_run_does_not_repeat_an_evaluation(build: Build, tmp_path: Path) -> None:
+    config = make_config()
+    config.training(evaluate_every_steps=192, games_per_evaluation=1)
+    first = build(config)
+    assert [("evaluation_games" in first.train()) for _ in range(2)] == [False, True]
+    first.save_to_path(tmp_path / "saved")
+    second = build(config.copy(copy_frozen=False).training(restore_from=str(tmp_path / "saved")))
+    assert [("evaluation_games" in second.train()) for _ in range(2)] == [False, True]
+
+
+def test_logged_evaluation_is_what_play_games_says_of_the_saved_agent(
+    build: Build, tmp_path: Path
+) -> None:
+    config = make_config()
+    config.training(evaluate_every_steps=96, games_per_evaluation=3)
+    algo = build(config)
+    logged = algo.train()
+    algo.save_to_path(tmp_path / "saved")
+    agent = load_agent(tmp_path / "saved")
+    settings = agent.atari_settings(num_envs=16, max_game_frames=600)
+    scores = [g.score for g in play_games(agent, settings, episodes=3, seed=3 + EVALUATION_SEED)]
+    assert logged["evaluation_score_mean"] == np.mean(scores)

@@ -1,0 +1,268 @@
+"""Runs the paper: every arm of Table IV on Pong and Breakout, under both protocols, over seeds.
+
+    python experiments/paper.py --dry-run
+    python experiments/paper.py --protocols strict --seeds 3 --steps 200000
+    python experiments/paper.py --resume results/local/paper
+    python experiments/paper.py --resume results/local/paper --publish results/paper
+
+Each training is evaluated over 100 whole games at fixed intervals. Stop it at any point, and go on
+with --resume: on a laptop trainings run one after another, on a cluster or a large GPU side by
+side. Ends with Table IV and Figure 10; experiments/report.py reads the folder at any time.
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # SweepLog writes the logs
+os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # no score before a game's end
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import ray
+import tyro
+
+from experiments import evaluate, report, sweep
+from rayssl.cli import check_name, check_writable, refuse, remove_empty
+from rayssl.evaluation import export_agent
+from rayssl.jobs import find_job
+from rayssl.rllib.checkpoint import newest_whole_checkpoint
+from rayssl.rllib.start import ray_address, start_ray
+from rayssl.sweeps.axes import Trial
+from rayssl.sweeps.folder import FINISHED, SWEEP, TABLE, SweepFolder, read_trials
+from rayssl.sweeps.paper import GAMES, Arm, ProtocolName, paper_trials
+
+PAPER = "paper.json"  # the options of the first start, in the runs' folder
+KEPT = ("progress.csv", "settings.json", "status.json")  # of a training, when it is published
+
+
+@dataclass(frozen=True)
+class PaperRun:
+    """Runs the arms of Table IV and shows them beside the paper's numbers."""
+
+    protocols: tuple[ProtocolName, ...] = ("strict", "paper-code")
+    """strict: the game's preset, whole games; paper-code: as the authors' code does and counts."""
+    games: tuple[str, ...] = GAMES
+    """pong, breakout."""
+    arms: tuple[Arm, ...] = ("random", "none", "rotation", "permutation")
+    """Rows of Table IV; random plays without training."""
+    seeds: int = 3
+    """Trainings of each arm, seeds 0, 1, ..."""
+    steps: int | None = None
+    """Agent steps of a training; by default the preset's (paper-code: 1,000,000)."""
+    aux_weight: float | None = None
+    """Weight of the pretext loss; by default the paper's 1. Only 1 is judged."""
+    evaluate_every: int | None = None
+    """Agent steps between two evaluations; by default a tenth of the training."""
+    evaluation_games: int = 100
+    """Whole games of an evaluation."""
+    num_workers: int = 0
+    """Env runner processes of each training."""
+    cpus_per_trial: int | None = None
+    """Cores of a training's own process; by default shared out."""
+    gpus_per_trial: float = 0.0
+    """GPUs of a training, 0.125 for eight on one."""
+    at_once: int | None = None
+    """Most trainings side by side; by default as many as there is room for."""
+    dry_run: bool = False
+    """Print the trainings, resources and an estimate of the time, and end."""
+    address: str | None = None
+    """A running Ray cluster, HOST:PORT or auto; default: RAY_ADDRESS, else a Ray of its own."""
+    results_dir: Path = Path("results/local")
+    """Where the folder is made; on a cluster, a folder that all nodes see."""
+    name: str = "paper"
+    """The folder of all runs."""
+    resume: Path | None = None
+    """Go on with a folder; trainings that are over are kept."""
+    publish: Path | None = None
+    """Train no more: copy the logs here, and an agent of each arm to checkpoints/ beside it."""
+
+
+MAY_DIFFER = {"address", "cpus_per_trial", "gpus_per_trial", "at_once", "dry_run", "results_dir",
+              "resume", "publish"}  # fmt: skip
+
+
+def parse(argv: Sequence[str] | None = None) -> PaperRun:
+    """Returns the options; with --resume those of the folder's first start, which may not change.
+
+    Raises:
+      ValueError, FileNotFoundError: for a folder that is not one of this script, or other options.
+    """
+    run = tyro.cli(PaperRun, args=argv)
+    if run.resume is None:
+        if run.publish:
+            raise ValueError("--publish copies what has run: name its folder with --resume.")
+        return run
+    path = run.resume / PAPER
+    if not path.is_file():
+        raise FileNotFoundError(f"{run.resume} is not a folder of paper.py: it holds no {PAPER}.")
+    try:
+        saved = json.loads(path.read_text())
+        saved = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
+        before = PaperRun(**saved | {"results_dir": run.resume.parent})
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}). Start anew with --name.") from error
+    again = tyro.cli(PaperRun, args=argv, default=before)
+    for field in dataclasses.fields(PaperRun):
+        old, new = getattr(before, field.name), getattr(again, field.name)
+        if old != new and field.name not in MAY_DIFFER:
+            raise ValueError(
+                f"{run.resume} was started with {field.name} {old}, got {new}. A resumed folder "
+                "keeps its settings; start another one with --name."
+            )
+    return again
+
+
+def check(run: PaperRun) -> None:
+    """Raises ValueError for options that no runs can have."""
+    check_name(run.name)
+    for name in ("protocols", "games", "arms"):
+        values = getattr(run, name)
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"--{name} expected different names, got {' '.join(values) or 'none'}")
+    unknown = set(run.games) - set(GAMES)
+    if unknown:
+        raise ValueError(
+            f"--games takes {', '.join(GAMES)}: the paper's, with a preset each. Got "
+            f"{', '.join(sorted(unknown))}. Sweep others with experiments/sweep.py atari."
+        )
+    for name, least in (("seeds", 1), ("evaluation_games", 1), ("cpus_per_trial", 1),
+                        ("gpus_per_trial", 0), ("at_once", 1), ("evaluate_every", 1)):  # fmt: skip
+        value = getattr(run, name)
+        if value is not None and not value >= least:
+            raise ValueError(f"--{name.replace('_', '-')} must be {least} or more, got {value}.")
+
+
+def prepare(run: PaperRun) -> sweep.Sweep:
+    """Returns the trainings as a sweep that can start or go on; nothing is started.
+
+    Raises:
+      ValueError, OSError: for what a person got wrong.
+    """
+    check(run)
+    job = find_job("atari")
+    path = run.resume or run.results_dir / run.name
+    if run.resume is None and ((path / PAPER).exists() or (path / SWEEP).exists()):
+        raise FileExistsError(
+            f"{path} holds runs already. Go on with --resume {path}, or choose --name."
+        )
+    trials = paper_trials(
+        run.protocols, run.games, run.arms, run.seeds, steps=run.steps,
+        evaluate_every=run.evaluate_every, evaluation_games=run.evaluation_games,
+        num_workers=run.num_workers, aux_weight=run.aux_weight,
+    )  # fmt: skip
+    for trial in trials:
+        try:
+            job.check(trial.settings)
+        except (ValueError, OSError, MemoryError) as error:
+            raise ValueError(f"{trial.name} cannot work: {error}") from error
+    if run.resume and (path / SWEEP).exists():
+        trials = read_trials(job, sweep.read_sweep(path))
+    folder = SweepFolder(path, job)
+    folder.add(trials, {})
+    options = sweep.SweepRun(
+        job="atari", seeds=run.seeds, cpus_per_trial=run.cpus_per_trial,
+        gpus_per_trial=run.gpus_per_trial, at_once=run.at_once, address=run.address,
+        results_dir=path.parent, name=path.name,
+    )  # fmt: skip
+    base = trials[0].settings if trials else job.settings()
+    plan = sweep.Plan(base, trials, [])
+    return sweep.Sweep(options, {}, plan, folder, sweep.still_to_run(folder), 0, 0)
+
+
+def play_random(run: PaperRun, folder: Path) -> None:
+    """Writes an evaluation of the random agent for each game that has none yet."""
+    for game in run.games if "random" in run.arms else ():
+        path = folder / f"random-{game}-evaluation.json"
+        if not path.exists():
+            evaluate.main([
+                "random", "--game", game, "--episodes", str(run.evaluation_games),
+                "--json", str(path),
+            ])  # fmt: skip
+
+
+def publish(run: PaperRun, folder: SweepFolder) -> None:
+    """Copies logs, exports an agent of each arm (its first finished seed) and evaluates that file.
+
+    Everything that is there from an earlier time is replaced.
+    """
+    assert run.publish is not None
+    check_writable(run.publish)
+    for name in (PAPER, SWEEP, TABLE):
+        shutil.copy2(folder.path / name, run.publish)
+    for path in folder.path.glob("random-*-evaluation.json"):
+        shutil.copy2(path, run.publish)
+    exported: set[int] = set()
+    for trial in folder.trials:
+        own = folder.of(trial.name)
+        for name in KEPT:
+            if (own / name).is_file():
+                (run.publish / trial.name).mkdir(exist_ok=True)
+                shutil.copy2(own / name, run.publish / trial.name)
+        done = folder.row(trial.name)["status"] == FINISHED
+        if done and trial.group not in exported:
+            exported.add(trial.group)
+            export(trial, own, run.publish.parent / "checkpoints", run.evaluation_games)
+
+
+def export(trial: Trial, folder: Path, into: Path, games: int) -> None:
+    """Writes the weights of a training's newest checkpoint below `into`, and their evaluation."""
+    checkpoint = newest_whole_checkpoint(folder)
+    if checkpoint is None:
+        return
+    export_agent(checkpoint, into / trial.name)
+    evaluate.main([str(into / trial.name), "--episodes", str(games)])
+
+
+def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Runs what is asked for and returns the rows of trials.csv."""
+    made: list[Path] = []
+    started_here = False
+    try:
+        run = parse(argv)
+        own = prepare(run)
+        left = 0 if run.publish else len(own.waiting)
+        if not run.dry_run:
+            made = check_writable(own.folder.path)
+        if left:
+            started_here = not ray.is_initialized()
+            if started_here:
+                start_ray(ray_address(run.address))
+            where, about = sweep.place(own.run, own.folder.job, own.plan.examples(), left)
+    except (ValueError, OSError, MemoryError) as error:
+        remove_empty(made)
+        refuse(error)
+    if run.dry_run:
+        print(sweep.describe(own))
+        if left:
+            print(about)
+            sweep.print_estimate(own, where.at_once)
+        return own.folder.rows()
+    if run.publish is None:
+        if run.resume is None:
+            saved = json.dumps(dataclasses.asdict(run), default=str, indent=1)
+            (own.folder.path / PAPER).write_text(saved)
+        play_random(run, own.folder.path)
+    if left:
+        print(f"{left} trainings to run -> {own.folder.path}\n{about}", flush=True)
+        sweep.go(own, where)
+    if started_here:
+        ray.shutdown()
+    shown = own.folder.path
+    if run.publish:
+        publish(run, own.folder)
+        shown = run.publish
+    if any(row["done"] for row in own.folder.rows()):
+        agents = [shown.parent / "checkpoints"] if run.publish else []
+        report.main([str(shown), *map(str, agents), "--out", str(shown / "report")])
+    return own.folder.rows() if run.publish else sweep.finish(own.folder, undrawn=0)
+
+
+if __name__ == "__main__":
+    main()

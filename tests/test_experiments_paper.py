@@ -1,0 +1,136 @@
+"""experiments/paper.py: the arms of Table IV, a small run to its end, and mistakes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments import paper
+from rayssl.evaluation import load_agent
+from rayssl.presets import PRESETS, AtariRun
+from rayssl.results import read_results
+from rayssl.sweeps.paper import arm_settings, paper_trials
+
+
+def settings(protocol: str, game: str, arm: str, steps: int | None = None) -> AtariRun:
+    return arm_settings(
+        protocol, game, arm, seed=1, steps=steps, evaluate_every=None, evaluation_games=100
+    )
+
+
+@pytest.mark.parametrize("game", ["pong", "breakout"])
+def test_paper_code_runs_the_preset_of_the_authors_code_on_both_games(game: str) -> None:
+    run = settings("paper-code", game, "permutation")
+    preset = {name: setting.value for name, setting in PRESETS["paper-code"].items()}
+    assert {name: getattr(run, name) for name in preset} == preset
+    assert (run.game, run.aux_task, run.steps) == (game, "permutation-6", 1_000_000)
+
+
+def test_strict_runs_the_games_own_preset_with_the_texts_four_classes() -> None:
+    pong, breakout = (settings("strict", game, "permutation") for game in ("pong", "breakout"))
+    assert (pong.preset, breakout.preset) == ("pong", "breakout")
+    assert (pong.aux_task, breakout.aux_task) == ("permutation", "permutation")
+    assert breakout.epsilon_steps == PRESETS["breakout"]["epsilon_steps"].value
+
+
+@pytest.mark.parametrize("protocol", ["strict", "paper-code"])
+def test_arms_differ_in_nothing_but_the_pretext_task(protocol: str) -> None:
+    none, rotation = (settings(protocol, "pong", arm) for arm in ("none", "rotation"))
+    names = AtariRun.__dataclass_fields__
+    different = {n for n in names if getattr(none, n) != getattr(rotation, n)}
+    assert different <= {"aux_task", "aux_weight", "optimizers"}
+    assert none.aux_weight == 0
+    assert rotation.aux_weight == 1
+
+
+def test_training_is_evaluated_ten_times_and_at_its_end() -> None:
+    run = settings("strict", "pong", "none", steps=200_000)
+    assert run.evaluate_every == 20_000
+    assert run.steps % run.evaluate_every == 0
+
+
+def test_all_arms_of_the_first_seed_come_before_the_second() -> None:
+    trials = paper_trials(
+        ["strict"], ["pong"], ["random", "none", "rotation"], 2, steps=1_000,
+        evaluate_every=None, evaluation_games=10, num_workers=0, aux_weight=None,
+    )  # fmt: skip
+    names = [trial.name for trial in trials]
+    assert names == [
+        "strict-pong-none-s0", "strict-pong-rotation-s0",
+        "strict-pong-none-s1", "strict-pong-rotation-s1",
+    ]  # fmt: skip
+    assert [trial.group for trial in trials] == [0, 1, 0, 1]
+
+
+@pytest.mark.slow
+def test_small_run_goes_to_its_end_and_can_be_published_and_read(
+    tmp_path: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    quick = {"network": "paper-text", "learning_starts": 64, "batch_size": 4, "compile": False,
+             "replay_capacity": 2_000, "steps_per_report": 200, "frame_size": 42}  # fmt: skip
+    original = paper.paper_trials
+    monkeypatch.setattr(
+        paper, "paper_trials",
+        lambda *args, **kwargs: [
+            trial._replace(settings=AtariRun(**(trial.settings.__dict__ | quick)))
+            for trial in original(*args, **kwargs)
+        ],
+    )  # fmt: skip
+    words = ["--protocols", "strict", "--games", "pong", "--arms", "random", "none",
+             "--seeds", "1", "--steps", "400", "--evaluate-every", "200",
+             "--evaluation-games", "1", "--results-dir", str(tmp_path)]  # fmt: skip
+    rows = paper.main(words)
+    assert [(row["trial"], row["status"]) for row in rows] == [("strict-pong-none-s0", "finished")]
+    folder = tmp_path / "paper"
+    run = read_results([folder]).runs[0]
+    assert len(run.curve("evaluation_score_mean")) == 2
+    paper.main(["--resume", str(folder), "--publish", str(tmp_path / "published")])
+    published = read_results([tmp_path / "published"])
+    assert [each.source for each in published.runs] == [
+        str(tmp_path / "published" / rows[0]["trial"])
+    ]
+    assert {e.agent for e in published.evaluations} == {"random"}
+    agent = load_agent(tmp_path / "checkpoints" / "strict-pong-none-s0")
+    assert agent.settings["env_steps"] >= 400
+    scores = json.loads(
+        (tmp_path / "checkpoints" / "strict-pong-none-s0-evaluation.json").read_text()
+    )
+    assert scores["checkpoint"].endswith("strict-pong-none-s0")
+    assert "Table IV" in (tmp_path / "published" / "report" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--games", "seaquest"], "pong, breakout: the paper's"),
+        (["--games", "pong", "pong"], "different names"),
+        (["--seeds", "0"], "--seeds must be 1 or more"),
+        (["--steps", "1000", "--evaluate-every", "300"], "no multiple of --evaluate-every 300"),
+        (["--publish", "there"], "name its folder with --resume"),
+        (["--resume", "nowhere"], "no paper.json"),
+        (["--name", "a/b"], "--name must be a plain folder name"),
+        (["--evaluate-every", "0"], "--evaluate-every must be 1 or more"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(
+    words: list[str], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        paper.main(words)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert text in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_resumed_folder_keeps_its_settings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "paper.json").write_text(json.dumps({"seeds": 3, "name": tmp_path.name}))
+    with pytest.raises(SystemExit):
+        paper.main(["--resume", str(tmp_path), "--seeds", "5"])
+    assert "was started with seeds 3, got 5" in capsys.readouterr().err

@@ -1,0 +1,82 @@
+"""RESULTS.md's marked tables are those that its own files give, and can be made again."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments import report
+from rayssl.marked_blocks import remade
+from tests.test_results import write_game
+
+ROOT = Path(__file__).parent.parent
+BLOCK = "# Title\n\n<!-- report: runs; Runs of games -->\nold\n<!-- end of report -->\nrest\n"
+
+
+def test_marked_tables_of_results_md_are_those_that_its_files_give() -> None:
+    text = (ROOT / "RESULTS.md").read_text()
+    again, count = remade(text, ROOT, above=report.Settings.above)
+    assert count > 0
+    assert again == text, "run: python experiments/report.py --update RESULTS.md"
+
+
+def test_block_is_replaced_by_its_table_and_a_second_time_changes_nothing(tmp_path: Path) -> None:
+    write_game(tmp_path / "runs" / "a", {1_000: -20.5, 2_000: -9.25})
+    text, count = remade(BLOCK, tmp_path, above=-5.0)
+    assert count == 1
+    assert "-9.25" in text
+    assert "old" not in text
+    assert text.startswith("# Title\n\n<!-- report: runs; Runs of games -->\n")
+    assert text.endswith("<!-- end of report -->\nrest\n")
+    assert str(tmp_path) not in text
+    assert remade(text, tmp_path, above=-5.0) == (text, 1)
+
+
+def test_benchmarks_file_gives_its_rows_with_median_and_range(tmp_path: Path) -> None:
+    rows = [
+        {"name": "td", "ms": {"min": 1.0, "median": 2.5, "max": 30.25}, "claim": None},
+        {"name": "aux", "claim": "<= 0.65"},
+    ]
+    (tmp_path / "cost.json").write_text(json.dumps(rows))
+    block = "<!-- report: cost.json; ms, claim -->\n<!-- end of report -->"
+    lines = remade(block, tmp_path, above=-5.0)[0].splitlines()
+    assert lines[2:6] == [
+        "| row | ms              | claim   |",
+        "| --- | --------------- | ------- |",
+        "| td  | 2.5 (1 to 30.2) | -       |",
+        "| aux | -               | <= 0.65 |",
+    ]
+    with pytest.raises(ValueError, match=r"no column cost\. Available: name, ms, claim"):
+        remade(block.replace("ms,", "cost,"), tmp_path, above=-5.0)
+
+
+def test_script_says_whether_anything_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_game(tmp_path / "runs" / "a", {1_000: -20.5})
+    file = tmp_path / "NOTES.md"
+    file.write_text(BLOCK)
+    for words in ("1 marked block, changed", "1 marked block, no difference"):
+        report.main(["--update", str(file)])
+        assert words in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("block", "error"),
+    [
+        (BLOCK.replace("Runs of games", "Table V"), "No table or section 'Table V' there"),
+        (BLOCK.replace("report: runs", "report: gone"), "no results could be read"),
+        (BLOCK.replace("report: runs", "report: gone.json"), "there is no such file"),
+    ],
+)
+def test_block_that_cannot_be_made_is_one_line_and_changes_nothing(
+    block: str, error: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_game(tmp_path / "runs" / "a", {1_000: -20.5})
+    file = tmp_path / "NOTES.md"
+    file.write_text(block)
+    with pytest.raises(SystemExit) as stop:
+        report.main(["--update", str(file)])
+    assert stop.value.code == 2
+    assert error in capsys.readouterr().err
+    assert file.read_text() == block
