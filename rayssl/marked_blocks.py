@@ -83,7 +83,7 @@ def _figure(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     middle, low, high = (cell_text(float(value[key])) for key in ("median", "min", "max"))
-    return f"{middle} ({low} to {high})"
+    return middle if low == high else f"{middle} ({low} to {high})"
 
 
 def _named(page: Page, title: str) -> list[Table]:
