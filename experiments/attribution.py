@@ -460,11 +460,15 @@ def record(agent: Agent, settings: Settings, path: Path) -> None:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Returns the rows as markdown, intervals in brackets."""
     shown = [
-        {k: f"{v[0]:.3f} ({v[1]:.3f} to {v[2]:.3f})" if isinstance(v, list) else v
-         for k, v in row.items()}
+        {k: _with_interval(*v) if isinstance(v, list) else v for k, v in row.items()}
         for row in rows
-    ]  # fmt: skip
+    ]
     return markdown_table(shown)
+
+
+def _with_interval(mean: float, low: float, high: float) -> str:
+    """Mean and interval; one game or video alone has none."""
+    return f"{mean:.3f} ({'no interval' if low != low else f'{low:.3f} to {high:.3f}'})"
 
 
 if __name__ == "__main__":

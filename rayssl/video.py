@@ -13,6 +13,7 @@ Frames are RGB, uint8 `[HEIGHT, WIDTH, 3]`. This module knows arrays and text, n
 """
 
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -25,6 +26,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 WIDTH, HEIGHT = 960, 630  # pixels, both even: yuv420p halves them
 SCREEN = (480, 630)  # three times the console's 160x210
+TITLE_CHARACTERS = 50  # of 16 pixels in half the width
 LEFT, RIGHT = 508, 932  # of the panel
 TRACE = 300  # states in the curve of V(s): 20 s at 15 frames a second
 
@@ -116,7 +118,7 @@ def draw_attribution(
       screen: the console's, RGB uint8 `[h, w, 3]`.
       frame: the newest of the network's input, grey uint8 `[H, W]`.
       heat: the map, float `[H, W]` in [0, 1]; 1 covers the frame.
-      title, caption: a line each, below the right picture's top edge.
+      title, caption: below the right picture's top edge; a long title takes several lines.
     """
     image = Image.new("RGB", (WIDTH, HEIGHT), BACKGROUND)
     image.paste(Image.fromarray(screen).resize(SCREEN, Image.Resampling.NEAREST))
@@ -125,8 +127,10 @@ def draw_attribution(
     seen = Image.fromarray(warm.round().clip(0, 255).astype(np.uint8))
     image.paste(seen.resize(SCREEN, Image.Resampling.NEAREST), (SCREEN[0], 0))
     draw = ImageDraw.Draw(image)
-    draw.text((SCREEN[0] + 10, 24), title, TEXT, _font(16), anchor="ls")
-    draw.text((SCREEN[0] + 10, 44), caption, MUTED, _font(14), anchor="ls")
+    lines = textwrap.wrap(title, TITLE_CHARACTERS)
+    for i, line in enumerate(lines):
+        draw.text((SCREEN[0] + 10, 24 + 20 * i), line, TEXT, _font(16), anchor="ls")
+    draw.text((SCREEN[0] + 10, 24 + 20 * len(lines)), caption, MUTED, _font(14), anchor="ls")
     return np.asarray(image)
 
 

@@ -18,6 +18,7 @@ from rayssl.video import (
     AuxPanel,
     Panel,
     action_words,
+    draw_attribution,
     draw_frame,
     write_mp4,
 )
@@ -139,3 +140,14 @@ def test_panel_takes_any_number_of_actions_and_classes(num_actions: int) -> None
 def test_action_names_are_split_into_words() -> None:
     assert action_words("DOWNRIGHTFIRE") == "down right fire"
     assert action_words("NOOP") == "noop"
+
+
+def test_long_title_of_a_map_stays_inside_its_picture() -> None:
+    screen, frame = np.zeros((210, 160, 3), np.uint8), np.zeros((84, 84), np.uint8)
+    title = "smoothgrad_sq of the logit of the true pretext class (permutation)"
+    short, long = (
+        draw_attribution(screen, frame, np.zeros((84, 84)), text, "") for text in ("x", title)
+    )
+    margin = slice(WIDTH - 8, WIDTH)
+    assert (long != short).any()
+    assert np.array_equal(long[:, margin], short[:, margin])
