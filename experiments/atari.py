@@ -26,10 +26,11 @@ import ray
 from ray import tune
 
 from rayssl.cli import check_writable, parse_atari_run, provenance, refuse, remove_empty
-from rayssl.envs.atari import AtariSettings, game_title, rom_id
+from rayssl.envs.atari import AtariSettings, action_set, game_title, rom_id
 from rayssl.evaluation import load_trunk
 from rayssl.jobs.atari import build_config, check_run
 from rayssl.metrics import TABLE_IV
+from rayssl.networks import as_sequence_task
 from rayssl.presets import AtariRun
 from rayssl.replay import check_memory
 from rayssl.report import markdown_table, plot_learning_curves, read_run, time_shares
@@ -52,7 +53,7 @@ from rayssl.rllib.resources import (
 from rayssl.rllib.run_log import LiveLine, RunLog
 from rayssl.rllib.start import check_shared, ray_address, record_start, start_ray
 from rayssl.rllib.stopping import StopAtSteps, stop_on_signals
-from rayssl.tasks import make_task
+from rayssl.tasks import make_tasks
 
 logging.getLogger("ray.rllib").setLevel(logging.ERROR)  # a page about API stacks at every start
 UNFINISHED = 75  # exit code: run the same command with --resume to go on
@@ -174,17 +175,23 @@ def summarise(run: AtariRun, folder: Path, checkpoint: Path | None) -> dict[str,
     rows = read_run(folder)
     last = rows.iloc[-1].to_dict()
     game = game_title(run.game)
-    chance = None if run.aux_task == "none" else 1 / make_task(run.aux_task).num_classes
+    tasks = [as_sequence_task(task) for task in make_tasks(run.aux_task)]
+    actions = len(action_set(run.game))
+    chances = {task.chance(num_actions=actions, batch_size=run.batch_size) for task in tasks}
     reference = TABLE_IV["Random"].get(game)
     curve = plot_learning_curves(
-        {run.aux_task: rows}, folder / "curve.png", chance=chance,
+        {run.aux_task: rows}, folder / "curve.png",
+        chance=chances.pop() if len(chances) == 1 else None,
         random_score=reference if game == "Pong" else None,  # Breakout's counts lives
         title=f"{game}, {run.aux_task}, seed {run.seed}",
     )  # fmt: skip
+    accuracies = {"aux accuracy": last.get("aux_accuracy")}
+    if len(tasks) > 1:
+        accuracies = {f"{t.name} accuracy": last.get(f"aux_accuracy/{t.name}") for t in tasks}
     row = {
         "game": game, "task": run.aux_task, "seed": run.seed, "steps": int(last["env_steps"]),
         "games": int(last["games"]), "score (mean of last 100 games)": last["score_mean_100"],
-        "aux accuracy": last.get("aux_accuracy"), "TD updates": int(last["td_updates"]),
+        **accuracies, "TD updates": int(last["td_updates"]),
         "aux updates": int(last["aux_updates"]), "steps/s": last["env_steps_per_s"],
         "minutes": last["wall_s"] / 60,
     }  # fmt: skip

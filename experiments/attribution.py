@@ -290,7 +290,8 @@ def networks(subject: Subject, settings: Settings) -> dict[str, nn.Module]:
         alike = [
             other.settings.get(k) == own.settings.get(k) for k in ("game", "stack", "frame_size")
         ]
-        same_heads = other.task == own.task or check_target(own, settings.target) == "q"
+        same_heads = (other.task, other.aux_head) == (own.task, own.aux_head)
+        same_heads |= check_target(own, settings.target) == "q"
         if not all(alike) or not same_heads:
             raise ValueError(
                 f"{path} plays another game, sees other frames, or has another pretext task than "

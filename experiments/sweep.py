@@ -269,6 +269,11 @@ def _check_pbt(run: SweepRun, job: Job, several: Axes) -> None:
             f"--scheduler pbt changes settings while {job.name} trains: vary only "
             f"{', '.join(job.adaptable) or 'none'}, got {', '.join(cannot) or 'nothing'}."
         )
+    if any(isinstance(axis, tuple) and any(isinstance(v, str) for v in axis)
+           for axis in several.values()):  # fmt: skip
+        raise ValueError(
+            "--scheduler pbt changes numbers: give one aux weight for all tasks of a combination."
+        )
     if any(isinstance(axis, tuple) and 0 in axis for axis in several.values()):
         raise ValueError(
             "--scheduler pbt copies weights among trials, and a plain network has no pretext head: "

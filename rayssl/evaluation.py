@@ -35,9 +35,9 @@ from rayssl.envs.atari import (
     make_vector_env,
     rom_id,
 )
-from rayssl.metrics import TABLE_IV, summarize_scores
-from rayssl.networks import MultiHeadNetwork, make_atari_network
-from rayssl.tasks import PretextTask, make_task
+from rayssl.metrics import ATARI_100K, ATARI_100K_SOURCE, TABLE_IV, summarize_scores
+from rayssl.networks import MultiHeadNetwork, head_paths, make_atari_network
+from rayssl.tasks import PretextTask, make_tasks
 from rayssl.video import AuxPanel, Panel, draw_frame, write_mp4
 
 MODEL, MODEL_SETTINGS = "model.pt", "model.json"
@@ -49,6 +49,7 @@ NETWORK_KEYS: Final[dict[str, type | tuple[type, ...]]] = {
 }  # fmt: skip
 GAME_KEYS: Final = ("game", "stack", "frame_size", "frame_skip", "fire_at_start", "noop_max")
 EPSILON = 0.01  # final exploration of the authors' code, whose episodes Table IV counts (deepq)
+BUDGET_100K = 100_000  # agent steps of the Atari-100k benchmark
 COLUMNS = ["agent", "game", "episodes", "mean", "std", "min", "max", "IQM", "95% interval"]
 TABLE_IV_NOTE = (
     "Table IV's DQN, Rotation and Sequence rows are, by the authors' code, the best mean of 100 "
@@ -81,21 +82,25 @@ class Agent:
     """A trained network with what it takes to let it play, float32 on the CPU.
 
     Attributes:
-      network: heads "q" and, if `task` is not None, "aux"; in evaluation mode.
+      network: heads "q" and those of the aux tasks; in evaluation mode.
       settings: the checkpoint's `model.json`.
       checkpoint: the folder that it was read from.
-      task: the pretext task that the aux head was trained on.
+      task: the (first) pretext task that was trained, whose head gives labels to single states;
+        None if there is none.
+      aux_head: path of that task's head in the network.
     """
 
     network: MultiHeadNetwork
     settings: dict[str, Any]
     checkpoint: Path
     task: PretextTask | None
+    aux_head: str = "aux"
 
     @property
     def name(self) -> str:
         """The agent in a few words, e.g. `paper-code, rotation, 1000000 steps`."""
-        task = self.task.name if self.task else "no aux task"
+        named = self.settings["aux_task"]
+        task = "no aux task" if named in (None, "", "none") else named
         return f"{self.settings['network']}, {task}, {self.settings['env_steps']} steps"
 
     def atari_settings(self, **changes: Any) -> AtariSettings:
@@ -109,7 +114,7 @@ class Agent:
         return values
 
     def aux_guess(self, obs: np.ndarray, *, generator: torch.Generator) -> AuxGuess | None:
-        """Returns the aux head's guess on one draw of its task, or None if there is no such head.
+        """Returns the aux head's guess on one draw of its task, or None if no head has labels.
 
         Args:
           obs: one state, uint8 `[stack, size, size]`.
@@ -120,7 +125,7 @@ class Agent:
         x = torch.from_numpy(obs)[None]
         x_hat, label = self.task(x, generator=generator)
         with torch.inference_mode():
-            probabilities = self.network(x_hat, head="aux").softmax(1)
+            probabilities = self.network(x_hat, head=self.aux_head).softmax(1)
         usable = bool(self.task.usable(x))
         return AuxGuess(x_hat[0].numpy(), int(label), probabilities[0].numpy(), usable)
 
@@ -155,19 +160,22 @@ def make_agent(
     Raises:
       ValueError: if the weights are not those of the network.
     """
-    aux_task = settings["aux_task"]
-    task = None if aux_task in (None, "", "none") else make_task(aux_task)
+    aux_task = settings["aux_task"] or None
+    pretext = [task for task in make_tasks(aux_task) if isinstance(task, PretextTask)]
     network = make_atari_network(
         settings["network"],
         num_actions=len(action_set(settings["game"])),
-        aux_classes=task.num_classes if task else 0,
+        aux_task=aux_task,
         stack=settings["stack"],
         size=settings["frame_size"],
     )
     folder = checkpoint or Path()
     _check_weights(weights, network.state_dict(), folder)
     network.load_state_dict(weights)
-    return Agent(network.float().eval(), settings, folder, task)
+    network = network.float().eval()
+    if not pretext:
+        return Agent(network, settings, folder, None)
+    return Agent(network, settings, folder, pretext[0], head_paths(aux_task)[pretext[0].name])
 
 
 def export_agent(checkpoint: str | Path, folder: Path) -> Agent:
@@ -461,8 +469,13 @@ def score_table(rows: Sequence[dict[str, Any]]) -> str:
     for name, means in TABLE_IV.items():
         if game in means:
             lines.append([f"{name} (Table IV)", game, "", f"{means[game]:.2f}", *[""] * 5])
+    if any(f", {BUDGET_100K} steps" in row["agent"] for row in rows):
+        for name, means in ATARI_100K.items():
+            if game in means:
+                lines.append([f"{name} (100k steps)", game, "", f"{means[game]:.2f}", *[""] * 5])
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return text + (f"\n\n{TABLE_IV_NOTE}" if game in TABLE_IV["DQN"] else "")
+    text += f"\n\n{TABLE_IV_NOTE}" if game in TABLE_IV["DQN"] else ""
+    return text + (f"\n{ATARI_100K_SOURCE}" if "(100k steps)" in text else "")
 
 
 @contextmanager

@@ -221,7 +221,7 @@ def check_target(agent: Agent, target: Target | None) -> Target:
     if target is None:
         return heads[0]
     if target not in heads:
-        task = agent.task.name if agent.task else "none"
+        task = agent.settings["aux_task"] or "none"
         raise ValueError(
             f"{agent.checkpoint} has no score {target!r} (pretext task {task}). Available: "
             f"--target {' or '.join(heads)}."
@@ -321,9 +321,13 @@ def _ask(
         assert agent.task is not None
         x, labels = _draw_pretext(agent.task, states, seed)
         with torch.no_grad():
-            sure = agent.network(x, "aux").softmax(1)[range(len(x)), labels].tolist()
+            sure = agent.network(x, agent.aux_head).softmax(1)[range(len(x)), labels].tolist()
         rows = zip(labels.tolist(), sure, strict=True)
-        return x, _logit_of("aux", labels), [f"class {label}\np {p:.2f}" for label, p in rows]
+        return (
+            x,
+            _logit_of(agent.aux_head, labels),
+            [f"class {label}\np {p:.2f}" for label, p in rows],
+        )
     q = torch.from_numpy(agent.q_values(states.numpy()))
     actions = q.argmax(1)
     names = [action_words(name) for name in action_set(agent.settings["game"])]

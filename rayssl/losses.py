@@ -71,9 +71,17 @@ def pretext_loss(logits: Tensor, y_hat: Tensor, usable: Tensor | None = None) ->
     Source: section IV-A, eq. (2).
     """
     losses = F.cross_entropy(logits.float(), y_hat, reduction="none")  # [B]
-    if usable is None:
-        return losses.mean()
-    return torch.where(usable, losses, 0.0).sum() / usable.sum().clamp(min=1)
+    return losses.mean() if usable is None else mean_of_usable(losses, usable)
+
+
+def mean_of_usable(values: Tensor, usable: Tensor) -> Tensor:
+    """Returns the mean of the usable samples' values; 0 where no sample is usable.
+
+    Args:
+      values: float `[B]`.
+      usable: bool `[B]`.
+    """
+    return torch.where(usable, values, 0.0).sum() / usable.sum().clamp(min=1)
 
 
 def combined_loss(supervised: Tensor, pretext: Tensor, aux_weight: float) -> Tensor:

@@ -1,5 +1,8 @@
 """The paper's f, g and h: one backbone f, a head for the main job and a pretext head over it."""
 
+from dataclasses import dataclass
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -7,6 +10,16 @@ from torch.func import functional_call
 
 from rayssl.backbones.atari import make_trunk, xavier_
 from rayssl.backbones.mnist import MnistBackbone
+from rayssl.tasks import (
+    AnyTask,
+    Encoder,
+    PretextTask,
+    Sequences,
+    SequenceTask,
+    TaskLoss,
+    TrunkShape,
+    make_tasks,
+)
 
 
 class OutputLinear(nn.Linear):
@@ -74,7 +87,7 @@ class MultiHeadNetwork(nn.Module):
 
     Args of the forward pass:
       x: what the backbone takes, e.g. uint8 `[B, 4, 84, 84]`.
-      head: a name among the heads, e.g. "q" or "aux".
+      head: a name among the heads, e.g. "q" or "aux"; "aux/rotation" for one of several.
     Returns:
       that head's output, float32 `[B, ...]`. The other heads are not computed (Fig. 6).
     Source: Figs. 1 and 6.
@@ -86,7 +99,31 @@ class MultiHeadNetwork(nn.Module):
         self.heads = nn.ModuleDict(heads)
 
     def forward(self, x: Tensor, head: str) -> Tensor:
-        return self.heads[head](self.backbone(x))
+        return self.head_at(head)(self.backbone(x))
+
+    def head_at(self, path: str) -> nn.Module:
+        """Returns the head of this name; of heads within heads, with their names joined by "/"."""
+        found: nn.Module = self.heads
+        for name in path.split("/"):
+            found = found[name]  # type: ignore[index]
+        return found
+
+    def encoder(self, parameters: dict[str, Tensor], head: str) -> Encoder:
+        """Returns the backbone, computed with these parameters, under one of the heads.
+
+        A ClassHead computes with these parameters, too; heads of a task's own with theirs, which
+        are float32.
+        """
+        trunk = _below("backbone", parameters)
+        own_head = self.head_at(head)
+        if isinstance(own_head, ClassHead):
+            own = _below(f"heads.{head.replace('/', '.')}", parameters)
+            own_head = partial(functional_call, own_head, own)  # type: ignore[assignment]
+        return Encoder(
+            features=lambda x: functional_call(self.backbone, trunk, (x,)),
+            feature_map=lambda x: functional_call(self.backbone, trunk, (x, True)),
+            head=own_head,
+        )
 
     def cast_parameters(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """Returns name -> parameter in `dtype`, for `call_with`; last layers stay in float32.
@@ -106,20 +143,87 @@ class MultiHeadNetwork(nn.Module):
         return functional_call(self, parameters, (x, head))
 
 
+@dataclass(frozen=True)
+class Classification:
+    """A PretextTask as a SequenceTask without steps: cross-entropy of a ClassHead (eq. 2)."""
+
+    task: PretextTask
+    num_steps: int = 0
+    target_rate: float | None = None
+    rewarding_share: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The task's name."""
+        return self.task.name
+
+    def chance(self, *, num_actions: int, batch_size: int) -> float:
+        """Returns 1 / K."""
+        return 1 / self.task.num_classes
+
+    def make_head(self, trunk: TrunkShape, num_actions: int) -> nn.Module:
+        """Returns a ClassHead."""
+        return ClassHead(trunk.features, self.task.num_classes, trunk.hidden)
+
+    def usable(self, data: Sequences) -> Tensor:
+        """Returns which observations carry a label: bool `[B]`."""
+        return self.task.usable(data.obs[:, 0])
+
+    def draw(self, data: Sequences, *, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Returns x_hat and y_hat."""
+        return self.task(data.obs[:, 0], generator=generator)
+
+    def loss(self, online: Encoder, target: Encoder | None, drawn: tuple[Tensor, ...]) -> TaskLoss:
+        """Returns the cross-entropy of each label, and whether its logit is the largest."""
+        x_hat, y_hat = drawn
+        logits = online.head(online.features(x_hat))
+        losses = F.cross_entropy(logits.float(), y_hat, reduction="none")
+        return TaskLoss(losses, (logits.argmax(dim=1) == y_hat).float())
+
+
+def as_sequence_task(task: AnyTask) -> SequenceTask:
+    """Returns the task itself, or a PretextTask behind the wider protocol."""
+    return Classification(task) if isinstance(task, PretextTask) else task
+
+
+def _below(prefix: str, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters of one part of a network, under its own names."""
+    start = prefix + "."
+    return {n.removeprefix(start): p for n, p in parameters.items() if n.startswith(start)}
+
+
+def head_paths(aux_task: str | None) -> dict[str, str]:
+    """Returns task -> path of its head in a network (`MultiHeadNetwork.head_at`).
+
+    Args:
+      aux_task: a task, a combination such as `permutation+inverse`, or none.
+    """
+    names = [task.name for task in make_tasks(aux_task)]
+    return {name: "aux" if len(names) == 1 else f"aux/{name}" for name in names}
+
+
 def make_atari_network(
-    name: str, *, num_actions: int, aux_classes: int, stack: int = 4, size: int = 84
+    name: str,
+    *,
+    num_actions: int,
+    aux_classes: int = 0,
+    aux_task: str | None = None,
+    stack: int = 4,
+    size: int = 84,
 ) -> MultiHeadNetwork:
     """Returns the network of an arm: a trunk by name, a dueling head, and a pretext head if any.
 
     Args:
       name: `paper-code`, `paper-text` or `nature` (rayssl.backbones.atari.TRUNKS).
       num_actions: A, at least 1.
-      aux_classes: K of the pretext task; 0 for no aux head (task `none`).
+      aux_classes: K of a pretext task; 0 for no such head.
+      aux_task: instead of aux_classes, the task or combination whose heads are wanted.
       stack: frames in a state.
       size: side of a frame in pixels.
     Returns:
-      a MultiHeadNetwork with heads "q" and, where aux_classes > 0, "aux". Trunk and Q-head draw
-      their initial weights before the aux head, so that arms of one seed start from the same agent.
+      a MultiHeadNetwork with heads "q" and, where there is a task, "aux"; with several tasks "aux"
+      holds a head for each (`head_paths`). Trunk and Q-head draw their initial weights before the
+      aux head, so that arms of one seed start from the same agent.
     Raises:
       ValueError: for an unknown name or frames too small.
     """
@@ -129,6 +233,13 @@ def make_atari_network(
     }
     if aux_classes:
         heads["aux"] = ClassHead(trunk.out_features, aux_classes, spec.branch_hidden)
+    shape = TrunkShape(trunk.out_features, trunk.map_shape, spec.branch_hidden)
+    made = {
+        task.name: as_sequence_task(task).make_head(shape, num_actions)
+        for task in make_tasks(None if aux_classes else aux_task)
+    }
+    if made:
+        heads["aux"] = nn.ModuleDict(made) if len(made) > 1 else next(iter(made.values()))
     return MultiHeadNetwork(trunk, heads)
 
 

@@ -18,14 +18,16 @@ class AtariRun:
     Steps are agent steps, 4 emulator frames each. Defaults are those of the preset `pong`.
     """
 
-    preset: Literal["quick", "pong", "breakout", "paper-code"] = "pong"
+    preset: Literal["quick", "pong", "breakout", "paper-code", "atari-100k"] = "pong"
     """Starting values of everything below (rayssl/presets.py)."""
     game: str = "pong"
     """Any ALE game by its usual names: pong, Pong, ALE/Pong-v5, PongNoFrameskip-v4."""
     aux_task: Annotated[str, tyro.conf.arg(metavar=_TASKS)] = "permutation"
-    """Self-supervised task on the trunk; none is the plain baseline."""
-    aux_weight: float = 1.0
-    """Weight of the aux loss, eq. (3); 0 is the plain baseline."""
+    """Self-supervised task on the trunk, or several: permutation+inverse; none: plain baseline."""
+    aux_weight: float | str = 1.0
+    """Weight of the aux loss, eq. (3), or one for each task: 0.5,0.1; 0 is the plain baseline."""
+    aux_combine: Literal["cycle", "sum"] = "cycle"
+    """Of several tasks an aux update trains one, in turn, or the weighted sum of all."""
     aux_every: int = 1
     """One aux update after this many TD updates."""
     schedule: Literal["alternate", "joint", "pretrain", "aux-only"] = "alternate"
@@ -104,6 +106,8 @@ class AtariRun:
     """Epsilon after epsilon_steps; it starts at 1."""
     epsilon_steps: int = 30_000
     """Agent steps over which epsilon falls."""
+    augment: Literal["none", "shift"] = "none"
+    """Shift the states of TD updates at random, by up to 4 pixels each way (DrQ)."""
     prioritized: bool = False
     """Prioritized replay, alpha 0.6, beta 0.4 to 1 over the run."""
     clip_rewards: bool = True
@@ -141,6 +145,7 @@ _PONG_SOURCES = {
     "game": "section V-A",
     "aux_task": "section IV-B, sequence prediction: the better of the paper's two tasks",
     "aux_weight": "eq. (3): the losses are added",
+    "aux_combine": "ours: each update costs what one task costs",
     "aux_every": "section IV-B: alternate",
     "schedule": "section IV-B: alternate",
     "pretrain_updates": "section IV-B: none in the main runs",
@@ -166,6 +171,7 @@ _PONG_SOURCES = {
     "grad_clip_by": "ours: keeps the gradient's direction",
     "epsilon_end": _CODE,
     "epsilon_steps": _OURS,
+    "augment": "section V-A: none",
     "prioritized": _DRQ + ": uniform",
     "clip_rewards": _MNIH + ", Methods",
     "cut_on_life_loss": _CODE + ": an episode per life",
@@ -189,10 +195,29 @@ PRESETS: dict[str, dict[str, Setting]] = {
         "checkpoint_every": Setting(10_000, "ours: one half-way, one at the end"),
         "steps_per_report": Setting(1_000, "ours: 20 points in the curve"),
     },
+    # DrQ(eps) on 100k steps; its evaluation: evaluate.py --episodes 100 --epsilon 0.001.
+    "atari-100k": {
+        "steps": Setting(100_000, _DRQ),
+        "envs_per_worker": Setting(1, _DRQ),
+        "lr": Setting(1e-4, _DRQ),
+        "adam_epsilon": Setting(1.5e-4, _DRQ),
+        "n_step": Setting(10, _DRQ),
+        "replay_ratio": Setting(1.0, _DRQ + ": update_period 1"),
+        "replay_capacity": Setting(100_000, _DRQ + ": more than the run has"),
+        "learning_starts": Setting(1_600, _DRQ),
+        "target_every": Setting(1, _DRQ),
+        "target_unit": Setting("updates", _DRQ),
+        "epsilon_end": Setting(0.01, _DRQ),
+        "epsilon_steps": Setting(5_000, _DRQ),
+        "augment": Setting("shift", _DRQ + ", whose jitter of the intensity is left out"),
+        "prioritized": Setting(False, _DRQ + ": uniform"),
+        "cut_on_life_loss": Setting(True, _DRQ),
+    },
     # Complete, so that no later change of a default can move it.
     "paper-code": {
         "aux_task": Setting("permutation-6", _CODE + ": 6 classes of two orders"),
         "aux_weight": Setting(1.0, _CODE),
+        "aux_combine": Setting("cycle", _CODE + ": a single task"),
         "aux_every": Setting(1, _CODE + ": one TD update, then one aux update"),
         "schedule": Setting("alternate", _CODE),
         "pretrain_updates": Setting(0, _CODE),
@@ -219,12 +244,28 @@ PRESETS: dict[str, dict[str, Setting]] = {
         "grad_clip_by": Setting("norm", _CODE + ": each gradient tensor by itself"),
         "epsilon_end": Setting(0.01, _CODE),
         "epsilon_steps": Setting(100_000, _CODE),
+        "augment": Setting("none", _CODE),
         "prioritized": Setting(True, _CODE + ": alpha 0.6, beta 0.4 to 1 over the run"),
         "clip_rewards": Setting(True, _CODE),
         "cut_on_life_loss": Setting(True, _CODE + ": an episode per life"),
         "compute_dtype": Setting("float32", "TensorFlow's default"),
     },
 }
+
+
+def weights_of(text: float | str) -> tuple[float, ...]:
+    """Returns the weights in `--aux-weight`: one, or one for each task, as in 0.5,0.1.
+
+    Raises:
+      ValueError: for a word that is no number.
+    """
+    try:
+        return tuple(float(word) for word in str(text).split(","))
+    except ValueError:
+        raise ValueError(
+            f"--aux-weight must be a number of 0 or more, or one for each task, got {text!r}. "
+            "Write e.g. 1 or 0.5,0.1."
+        ) from None
 
 
 def preset_values(name: str) -> dict[str, Any]:

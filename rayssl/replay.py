@@ -98,6 +98,26 @@ class Batch(NamedTuple):
     indices: np.ndarray
 
 
+class SequenceBatch(NamedTuple):
+    """K steps of B games, each from its own row on.
+
+    Step k leads from obs[:, k] to obs[:, k + 1]. It exists if its action was played, and the next
+    row is stored and of the same game; a lost life ends no game. From the first step on that does
+    not exist, the mask is False, the last observation is repeated, actions and rewards are 0.
+
+    Attributes:
+      obs: uint8 `[B, K + 1, stack, H, W]`; an array, or what `FrameStore.stacks` returns.
+      actions: int64 `[B, K]`.
+      rewards: float32 `[B, K]`, as the game gave them: a task that wants clipped ones takes signs.
+      mask: bool `[B, K]`, the step exists.
+    """
+
+    obs: Any
+    actions: np.ndarray
+    rewards: np.ndarray
+    mask: np.ndarray
+
+
 class PriorityTree:
     """Sum tree and min tree over the same non-negative leaves, 16 children to a node.
 
@@ -404,11 +424,7 @@ class FrameReplay:
             raise ValueError(
                 f"Expected batch_size >= 1 and beta >= 0, got batch_size={batch_size}, beta={beta}."
             )
-        if self._num_sampleable == 0:
-            raise ValueError(
-                f"Nothing to sample: none of the {len(self)} stored rows has its {self.stack} "
-                f"frames and {self.n_step} next steps yet. Add rows until num_sampleable > 0."
-            )
+        self._check_sampleable()
         if self._tree is None:
             return self._gather(*self._rows_in(self._draw_uniform(batch_size)))
         slots = self._draw_prioritized(self._tree, batch_size)
@@ -429,14 +445,66 @@ class FrameReplay:
         Raises:
           ValueError: if a row cannot be sampled (any more).
         """
-        indices = np.asarray(indices, np.int64)
-        gone = indices[~self._still_sampleable(indices)]
-        if len(gone):
-            raise ValueError(
-                f"{len(gone)} of {len(indices)} rows cannot be sampled, first index {gone[0]}. "
-                "Take indices from sampleable_indices()."
-            )
-        return self._gather(indices % self.num_lanes, indices // self.num_lanes)
+        return self._gather(*self._lanes_and_rows(indices))
+
+    def gather_sequences(self, indices: np.ndarray, num_steps: int) -> SequenceBatch:
+        """Returns what happened in the `num_steps` steps from given rows on.
+
+        The observations at step 0 are those of `gather` and of the batch that `sample` gave.
+
+        Args:
+          indices: int64 `[B]`, from `sampleable_indices` or a batch.
+          num_steps: K, 0 or more; more than n_step is allowed.
+        Raises:
+          ValueError: if a row cannot be sampled (any more).
+        """
+        lanes, rows = self._lanes_and_rows(indices)
+        steps = np.arange(num_steps + 1)
+        ahead = rows[:, None] + steps  # [B, K + 1]
+        stored = ahead < self._added[lanes][:, None]
+        flags = self._flags[self._slots(lanes[:, None], ahead)]
+        exists = stored[:, 1:] & (flags[:, :-1] & INVALID == 0) & (flags[:, 1:] & RESET == 0)
+        mask = np.logical_and.accumulate(exists, axis=1)
+        last = mask.sum(axis=1, keepdims=True)  # step at which the last observation stands
+        ends = rows[:, None] + np.minimum(steps, last)  # [B, K + 1]
+        around = self._slots(
+            lanes[:, None, None], ends[..., None] + np.arange(1 - self.stack, 1)
+        )  # [B, K + 1, stack]
+        obs = self._stacks(around, self._flags[around] & RESET != 0)
+        slots = around[:, :-1, -1]
+        return SequenceBatch(
+            obs=obs,
+            actions=np.where(mask, self._actions[slots], 0).astype(np.int64),
+            rewards=np.where(mask, self._rewards[slots], np.float32(0)),
+            mask=mask,
+        )
+
+    def draw_rewarding(self, batch_size: int, share: float) -> np.ndarray:
+        """Returns indices of rows, a `share` of which, on average, got a reward for their action.
+
+        Rewarding rows are equally likely among themselves, the others, too. Where there are none
+        of one kind, all are of the other.
+
+        Args:
+          batch_size: B, at least 1.
+          share: in [0, 1].
+        Returns:
+          int64 `[B]`, for `gather_sequences`.
+        Raises:
+          ValueError: if nothing can be sampled yet.
+        Source: Jaderberg et al. 2017, arXiv:1611.05397, section 3.3 (skewed replay).
+        """
+        self._check_sampleable()
+        slots = np.flatnonzero(self._flags & SAMPLEABLE)
+        rewarding = self._rewards[slots] != 0
+        kinds = slots[rewarding], slots[~rewarding]
+        wanted = self._rng.random(batch_size) < share
+        wanted = wanted if len(kinds[0]) and len(kinds[1]) else np.full(batch_size, rewarding[0])
+        drawn = np.empty(batch_size, np.int64)
+        for kind, places in zip(kinds, (wanted, ~wanted), strict=True):
+            drawn[places] = kind[self._rng.integers(max(1, len(kind)), size=places.sum())]
+        lanes, rows = self._rows_in(drawn)
+        return rows * self.num_lanes + lanes
 
     def update_priorities(self, indices: np.ndarray, td_errors: np.ndarray) -> None:
         """Sets the priority of rows to (|td_error| + priority_epsilon)**alpha.
@@ -549,6 +617,24 @@ class FrameReplay:
         stored = (rows < self._added[lanes]) & (rows >= self._added[lanes] - self.lane_rows)
         stored &= indices >= 0
         return stored & (self._flags[self._slots(lanes, rows)] & SAMPLEABLE != 0)
+
+    def _lanes_and_rows(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Lanes and row numbers of indices; raises ValueError if a row cannot be sampled."""
+        indices = np.asarray(indices, np.int64)
+        gone = indices[~self._still_sampleable(indices)]
+        if len(gone):
+            raise ValueError(
+                f"{len(gone)} of {len(indices)} rows cannot be sampled, first index {gone[0]}. "
+                "Take indices from sampleable_indices()."
+            )
+        return indices % self.num_lanes, indices // self.num_lanes
+
+    def _check_sampleable(self) -> None:
+        if self._num_sampleable == 0:
+            raise ValueError(
+                f"Nothing to sample: none of the {len(self)} stored rows has its {self.stack} "
+                f"frames and {self.n_step} next steps yet. Add rows until num_sampleable > 0."
+            )
 
     # Which rows can be sampled
 
@@ -680,7 +766,7 @@ class FrameReplay:
         return rewards @ self._window_gammas[:-1], discounts, last + 1 - before_reset
 
     def _stacks(self, slots: np.ndarray, resets: np.ndarray) -> Any:
-        """Frames `[2, B, stack, H, W]` of slots `[2, B, stack]`; zero where a later one is a RESET.
+        """Frames `[..., stack, H, W]` of slots `[..., stack]`; zero where a later one is a RESET.
 
         `resets`: bool, as slots.
         """

@@ -117,11 +117,17 @@ def plot_learning_curves(
     )
     for axis, (column, label, line, meaning) in zip(axes, panels, strict=True):
         drawn = 0
-        for colour, (name, rows) in zip(cycle(COLOURS), runs.items(), strict=False):
-            if column in rows and rows[column].notna().any():
-                known = rows[rows[column].notna()]
+        series = [
+            (name if own == column else own.removeprefix(f"{column}/"), own, rows)
+            for name, rows in runs.items()
+            # of several tasks each has its own column, e.g. aux_accuracy/inverse
+            for own in [c for c in rows if c.startswith(f"{column}/")] or [column]
+        ]
+        for colour, (name, own, rows) in zip(cycle(COLOURS), series, strict=False):
+            if own in rows and rows[own].notna().any():
+                known = rows[rows[own].notna()]
                 dot = "o" if len(known) == 1 else None  # a line through one point shows nothing
-                axis.plot("env_steps", column, data=known, color=colour, marker=dot, label=name)
+                axis.plot("env_steps", own, data=known, color=colour, marker=dot, label=name)
                 drawn += 1
         if line is not None and drawn:
             axis.axhline(line, color="#888888", lw=1, ls="--", label=meaning)
@@ -135,6 +141,44 @@ def plot_learning_curves(
         if drawn:
             axis.legend(frameon=False, fontsize=8)
     figure.suptitle(title)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130, format="png")
+    return path
+
+
+def plot_task_curves(
+    runs: Mapping[str, pd.DataFrame], chances: Mapping[str, float], path: str | Path
+) -> Path:
+    """Draws each task's own accuracy, and its loss, against its updates; returns the PNG's path.
+
+    Args:
+      runs: task -> rows of a run with this task alone, as `read_run` returns them.
+      chances: task -> accuracy of guessing, drawn as a line.
+      path: PNG to write.
+    """
+    columns = min(4, len(runs))
+    lines = -(-len(runs) // columns)
+    figure = Figure(figsize=(3.2 * columns, 2.6 * lines), layout="constrained")
+    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for axis, (task, rows) in zip(panels, runs.items(), strict=False):
+        rows = rows[rows["aux_accuracy"].notna()]
+        loss = axis.twinx()
+        loss.plot("aux_updates", "aux_loss", data=rows, color="#bbbbbb", lw=1)
+        loss.tick_params(labelsize=7, colors="#888888")
+        loss.spines[["top"]].set_visible(False)
+        axis.set_zorder(loss.get_zorder() + 1)
+        axis.patch.set_visible(False)
+        axis.plot("aux_updates", "aux_accuracy", data=rows, color=COLOURS[0])
+        axis.axhline(chances[task], color="#888888", lw=1, ls="--")
+        axis.set_ylim(0, 1.02)
+        axis.set_title(task, fontsize=10)
+        axis.tick_params(labelsize=7)
+        axis.spines[["top"]].set_visible(False)
+    for axis in panels[len(runs) :]:
+        axis.set_axis_off()
+    figure.supxlabel("aux updates", fontsize=9)
+    figure.supylabel("accuracy (line), chance (dashes); loss (grey, right)", fontsize=9)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130, format="png")

@@ -28,7 +28,7 @@ CONTEXT_SETTINGS: Final = {"atari": ("network",), "mnist": ("protocol",)}
 # Not worth a word in an arm's name: the paper's own, section IV.
 USUAL: Final = {
     "aux_every": 1, "schedule": "alternate", "pretrain_updates": 0, "optimizers": "shared",
-    "aux_copies": None,
+    "aux_copies": None, "aux_combine": "cycle",
 }  # fmt: skip
 # Where and how a run was computed, not what: two runs of an arm may differ in these.
 HOUSEKEEPING: Final = {
@@ -66,8 +66,9 @@ class ArmKey(NamedTuple):
 
     @property
     def weight(self) -> float:
-        """Of the pretext loss; 0 without one."""
-        return float(dict(self.aux).get("aux_weight", 0.0))
+        """Of the pretext loss, the largest if there are several; 0 without one."""
+        weights = str(dict(self.aux).get("aux_weight", 0.0)).split(",")
+        return max(float(weight) for weight in weights)
 
     @property
     def is_plain(self) -> bool:
@@ -87,9 +88,15 @@ class ArmKey(NamedTuple):
         start = [f"{frozen}trunk from {values['init_from']}"] if self.is_pretrained else []
         if self.task == "none":
             return ", ".join(["none", *start])
-        words = [self.task, f"weight {self.weight:g}", *start]
+        several = isinstance(values["aux_weight"], str)
+        words = [
+            self.task,
+            f"weight {values['aux_weight'] if several else f'{self.weight:g}'}",
+            *start,
+        ]
         short = {"aux_every": "every", "pretrain_updates": "pretrained for", "schedule": "",
-                 "optimizers": "optimizers", "aux_copies": "copies"}  # fmt: skip
+                 "optimizers": "optimizers", "aux_copies": "copies",
+                 "aux_combine": "combined by"}  # fmt: skip
         for key, word in short.items():
             if key in values and values[key] != USUAL[key]:
                 words.append(f"{word} {values[key]}".strip())
@@ -264,8 +271,10 @@ def arm_key(job: str, settings: Settings, varied: Iterable[str] = ()) -> ArmKey:
     context_names += [n for n in varied if n not in (*aux_names, *context_names, *HOUSEKEEPING)]
     context = tuple((name, _plain(settings[name])) for name in context_names)
     task = str(settings.get("aux_task") or "none")
-    weight = 0.0 if task == "none" else float(settings["aux_weight"])
     start = _start(settings)
+    if "+" in task:
+        aux_names = (*aux_names, "aux_combine")
+    weight = 0.0 if task == "none" else _weight(settings["aux_weight"])
     if task == "none":
         return ArmKey(job, where, context, (("aux_task", task), *start))
     if weight == 0:
@@ -281,6 +290,11 @@ def _start(settings: Settings) -> Pairs:
         return ()
     frozen = (("freeze_trunk", True),) if settings.get("freeze_trunk") else ()
     return (("init_from", Path(str(settings["init_from"])).name), *frozen)
+
+
+def _weight(value: Any) -> float | str:
+    """A weight, or the text of several, one for each task."""
+    return value if isinstance(value, str) and "," in value else float(value)
 
 
 def _plain(value: Any) -> Any:

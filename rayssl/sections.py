@@ -24,7 +24,7 @@ from rayssl.metrics import BOOTSTRAP_RESAMPLES, HUMAN_AND_RANDOM
 from rayssl.page import Page, Picture, Section, Table
 from rayssl.results import ArmKey, Results
 from rayssl.tables import Suite
-from rayssl.tasks import available_tasks, make_task
+from rayssl.tasks import available_pretext_tasks, make_task
 
 MAX_ARMS: Final = 8  # in a figure; tables have them all
 MAX_STUDIES: Final = 6  # likewise
@@ -228,7 +228,7 @@ def _lines(study: Study, column: str, factor: float = 1.0, *, pretext: bool = Fa
 
 
 def _chance(study: Study) -> dict[str, float]:
-    tasks = {arm.key.task for arm in shown_arms(study)} & set(available_tasks())
+    tasks = {arm.key.task for arm in shown_arms(study)} & set(available_pretext_tasks())
     chances = sorted({1 / make_task(task).num_classes for task in tasks})
     return {f"chance {chance:.3g}": chance for chance in chances}
 

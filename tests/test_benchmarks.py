@@ -20,6 +20,7 @@ from benchmarks import (
     update_cost,
 )
 from benchmarks.measure import Meter, Turn
+from rayssl.tasks import available_pretext_tasks, available_tasks
 
 
 @pytest.fixture(autouse=True)
@@ -163,9 +164,11 @@ def test_update_cost_saves_times_and_ratios_to_a_td_update(
     words = "--updates 2 --repeats 2 --threads 1 --no-compile --json"
     update_cost.main([*words.split(), str(path)])
     rows = saved_rows(path)
-    assert list(rows) == [
-        "td", "td+permutation 1:1", "aux permutation", "td+rotation 1:1", "aux rotation",
-    ]  # fmt: skip
+    parts = [part for task in available_tasks() for part in (f"td+{task} 1:1", f"aux {task}")]
+    assert list(rows) == ["td", *parts]
+    assert {name for name, row in rows.items() if row["claim"] == "<= 0.65"} == {
+        f"aux {task}" for task in available_pretext_tasks()
+    }
     for row in rows.values():
         assert_spread(row["ms"])
         assert_spread(row["ratio_to_td"])

@@ -1,4 +1,4 @@
-"""What every pretext task must hold: runs over each name in the folder, a new file included."""
+"""What every task must hold: runs over each name in the folder, a new file included."""
 
 import importlib
 import pickle
@@ -11,9 +11,23 @@ import torch
 from torch import Tensor
 
 import rayssl.tasks
-from rayssl.tasks import PretextTask, available_tasks, make_task
+from rayssl.networks import MultiHeadNetwork, as_sequence_task, make_atari_network
+from rayssl.tasks import (
+    PretextTask,
+    Sequences,
+    SequenceTask,
+    available_pretext_tasks,
+    available_tasks,
+    make_any_task,
+    make_task,
+)
 
-EVERY_TASK = pytest.mark.parametrize("name", available_tasks())
+EVERY_TASK = pytest.mark.parametrize("name", available_pretext_tasks())
+EVERY_SEQUENCE_TASK = pytest.mark.parametrize(
+    "name", sorted(set(available_tasks()) - set(available_pretext_tasks()))
+)
+EVERY_KIND = pytest.mark.parametrize("name", available_tasks())
+SIZE, ACTIONS = 36, 5
 DTYPES = [torch.uint8, torch.float32, torch.bfloat16]
 
 NEW_TASK = """
@@ -87,7 +101,7 @@ def test_every_class_gives_each_sample_once_under_each_label_as_a_draw_would(
     x_hat, y_hat = task.every_class(x)
     assert y_hat.tolist() == [k for k in range(task.num_classes) for _ in range(3)]
     assert (x_hat.shape[1:], x_hat.dtype) == (x.shape[1:], x.dtype)
-    drawn, labels = task(x.repeat(200, 1, 1, 1), generator=generator)
+    drawn, labels = task(x.repeat(50 * task.num_classes, 1, 1, 1), generator=generator)
     for i, label in enumerate(y_hat.tolist()):
         of_sample, of_label = drawn[i % 3 :: 3], labels[i % 3 :: 3] == label
         same = (of_sample == x_hat[i]).flatten(1).all(1)
@@ -99,7 +113,7 @@ def test_every_class_gives_each_sample_once_under_each_label_as_a_draw_would(
 def test_task_draws_all_classes_equally_often(name: str, generator: torch.Generator) -> None:
     task = make_task(name)
     expected = 1000
-    x = stacks(expected * task.num_classes, generator, size=2)
+    x = stacks(expected * task.num_classes, generator, size=3)
     counts = torch.bincount(task(x, generator=generator)[1], minlength=task.num_classes)
     assert counts.shape == (task.num_classes,)
     assert ((counts - expected).abs() < 5 * expected**0.5).all(), counts  # five deviations
@@ -174,6 +188,118 @@ def test_usable_says_yes_or_no_for_each_sample(
     assert usable.dtype == torch.bool
     assert usable.tolist() == [True, True, False, False, False, False]
     assert make_task(name).usable(x[:0]).shape == (0,)
+
+
+# Tasks of either kind, as the learner of a game sees them
+
+
+def sequences(task: SequenceTask, generator: torch.Generator, batch: int = 6) -> Sequences:
+    """Random steps; those of the last two samples do not exist."""
+    steps = task.num_steps
+    shape = (batch, steps + 1, 4, SIZE, SIZE)
+    mask = torch.ones(batch, steps, dtype=torch.bool)
+    mask[-2:] = False
+    return Sequences(
+        torch.randint(1, 256, shape, dtype=torch.uint8, generator=generator),
+        torch.randint(ACTIONS, (batch, steps), generator=generator),
+        torch.randint(-1, 2, (batch, steps), generator=generator).float(),
+        mask,
+    )
+
+
+def network_of(name: str) -> MultiHeadNetwork:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return make_atari_network("nature", num_actions=ACTIONS, aux_task=name, size=SIZE)
+
+
+@EVERY_SEQUENCE_TASK
+def test_task_on_sequences_knows_its_name_and_is_refused_for_images(name: str) -> None:
+    task = make_any_task(name)
+    assert not isinstance(task, PretextTask)
+    assert task.name == name
+    with pytest.raises(ValueError, match=f"Task '{name}' works on games alone .*For images: .*rot"):
+        make_task(name)
+
+
+@EVERY_KIND
+def test_task_says_what_it_needs_and_what_guessing_gives(name: str) -> None:
+    task = as_sequence_task(make_any_task(name))
+    assert isinstance(task, SequenceTask)
+    assert task.num_steps >= 0
+    assert task.target_rate is None or 0 < task.target_rate <= 1
+    assert task.rewarding_share is None or 0 < task.rewarding_share < 1
+    assert 0 < task.chance(num_actions=6, batch_size=32) <= 0.5
+
+
+@EVERY_KIND
+def test_usable_says_for_each_sequence_whether_it_can_be_learned_from(
+    name: str, generator: torch.Generator
+) -> None:
+    task = as_sequence_task(make_any_task(name))
+    usable = task.usable(sequences(task, generator))
+    assert usable.dtype == torch.bool
+    assert usable.tolist() == [True] * 4 + [task.num_steps == 0] * 2
+
+
+@EVERY_KIND
+def test_draw_repeats_for_the_same_seed_and_neither_changes_nor_reads_anything_else(
+    name: str, generator: torch.Generator
+) -> None:
+    task = as_sequence_task(make_any_task(name))
+    data = sequences(task, generator)
+    before, state = [each.clone() for each in data], torch.get_rng_state()
+    first, same = (task.draw(data, generator=seeded(1)) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, same, strict=True))
+    assert all(len(each) == len(data.obs) for each in first)
+    assert all(torch.equal(a, b) for a, b in zip(data, before, strict=True))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@EVERY_KIND
+def test_loss_is_one_number_a_sample_and_moves_trunk_and_head_but_not_the_target(
+    name: str, generator: torch.Generator
+) -> None:
+    task = as_sequence_task(make_any_task(name))
+    online, follower = network_of(name), network_of(name).requires_grad_(False)
+    drawn = task.draw(sequences(task, generator), generator=generator)
+    encoders = [
+        net.encoder(net.cast_parameters(torch.float32), "aux") for net in (online, follower)
+    ]
+    target = encoders[1] if task.target_rate else None
+    found = task.loss(encoders[0], target, drawn)
+    assert found.loss.shape == found.correct.shape == (6,)
+    assert found.loss.dtype == found.correct.dtype == torch.float32
+    assert found.loss.isfinite().all()
+    assert ((found.correct >= 0) & (found.correct <= 1)).all()
+    assert torch.equal(found.loss, task.loss(encoders[0], target, drawn).loss)
+    found.loss[:4].mean().backward()
+    assert online.backbone.convs[0].weight.grad.abs().sum() > 0  # type: ignore[index, union-attr]
+    for parameter in online.heads["aux"].parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.isfinite().all()
+    assert all(p.grad is None for p in follower.parameters())
+
+
+@EVERY_KIND
+def test_head_computes_in_float32_over_a_trunk_in_bfloat16(
+    name: str, generator: torch.Generator
+) -> None:
+    task = as_sequence_task(make_any_task(name))
+    network = network_of(name)
+    drawn = task.draw(sequences(task, generator), generator=generator)
+    losses = []
+    for dtype in (torch.float32, torch.bfloat16):
+        encoder = network.encoder(network.cast_parameters(dtype), "aux")
+        losses.append(task.loss(encoder, encoder if task.target_rate else None, drawn).loss)
+    assert losses[1].dtype == torch.float32
+    torch.testing.assert_close(losses[1], losses[0], rtol=0.1, atol=0.1)
+
+
+@EVERY_KIND
+def test_task_of_either_kind_survives_pickling_as_an_equal(name: str) -> None:
+    task = make_any_task(name)
+    assert pickle.loads(pickle.dumps(task)) == task
 
 
 def test_new_file_in_the_folder_is_a_new_task(extra_folder: Path) -> None:

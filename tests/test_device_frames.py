@@ -50,6 +50,18 @@ def pair() -> tuple[FrameReplay, FrameReplay]:
     return host, device
 
 
+def test_sequences_are_the_same_and_stay_on_the_device(
+    pair: tuple[FrameReplay, FrameReplay],
+) -> None:
+    host, device = pair
+    indices = host.sampleable_indices()
+    first, second = (replay.gather_sequences(indices, 5) for replay in pair)
+    assert isinstance(second.obs, torch.Tensor)
+    assert not first.mask.all()
+    for name, value in first._asdict().items():
+        np.testing.assert_array_equal(value, np.asarray(getattr(second, name)), err_msg=name)
+
+
 def assert_same_batches(host: FrameReplay, device: FrameReplay) -> None:
     blank = 0
     for _ in range(20):

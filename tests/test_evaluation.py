@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from experiments import evaluate
-from rayssl.envs.atari import AtariSettings, AtariStream, LifeEpisode, action_set
+from rayssl.envs.atari import AtariSettings, AtariStream, Game, LifeEpisode, action_set
 from rayssl.evaluation import (
     END_HOLD_FRAMES,
     TABLE_IV_NOTE,
@@ -88,7 +88,7 @@ def save_agent(
     net = make_atari_network(
         network,
         num_actions=len(action_set(game)),
-        aux_classes=make_task(aux_task).num_classes if aux_task else 0,
+        aux_task=aux_task,
     )
     torch.save(net.state_dict(), folder / "model.pt")
     settings = {
@@ -212,6 +212,36 @@ def test_agent_without_aux_head_guesses_nothing(tmp_path: Path) -> None:
     obs = np.zeros((4, 84, 84), np.uint8)
     assert agent.aux_guess(obs, generator=torch.Generator()) is None
     assert agent.name == "paper-code, no aux task, 1000 steps"
+
+
+@pytest.mark.parametrize("task", ["curl", "inverse+spr"])
+def test_agent_whose_heads_give_no_labels_guesses_nothing(tmp_path: Path, task: str) -> None:
+    agent = load_agent(save_agent(tmp_path / "agent", aux_task=task))
+    obs = np.ones((4, 84, 84), np.uint8)
+    assert agent.task is None
+    assert agent.aux_guess(obs, generator=torch.Generator()) is None
+    assert agent.name == f"paper-code, {task}, 1000 steps"
+    assert agent.q_values(obs[None]).shape == (1, 6)
+
+
+def test_guess_of_a_combination_is_that_of_its_first_pretext_task(tmp_path: Path) -> None:
+    agent = load_agent(save_agent(tmp_path / "agent", aux_task="inverse+rotation+permutation-6"))
+    assert agent.task == make_task("rotation")
+    obs = np.random.default_rng(0).integers(0, 256, (4, 84, 84), dtype=np.uint8)
+    guess = agent.aux_guess(obs, generator=torch.Generator().manual_seed(3))
+    assert guess is not None
+    logits = agent.network(torch.from_numpy(guess.x_hat)[None], "aux/rotation")
+    np.testing.assert_allclose(guess.probabilities, logits.softmax(1)[0].detach(), rtol=1e-5)
+
+
+def test_published_scores_of_100k_steps_stand_beside_an_agent_of_that_budget() -> None:
+    def table(steps: int) -> str:
+        row = score_row(None, "pong", [Game(0, -5.0, 10, False), Game(1, -7.0, 10, False)])
+        return score_table([row | {"agent": f"nature, curl, {steps} steps"}])
+
+    assert "| CURL (100k steps) | Pong |  | -16.50 |" in table(100_000)
+    assert "| SPR (100k steps) | Pong |  | -5.90 |" in table(100_000)
+    assert "(100k steps)" not in table(400_000)
 
 
 def test_run_folder_gives_the_checkpoint_with_the_most_steps(tmp_path: Path) -> None:

@@ -48,8 +48,14 @@ def refused(
     ("words", "text"),
     [
         (["--game", "pongg"], "Unknown Atari game 'pongg'. Did you mean pong or "),
-        (["--aux-task", "rotate"], "Unknown task 'rotate'. Available: permutation, "),
-        (["--preset", "fast"], "Unknown preset 'fast'. Available: breakout, paper-code, pong, "),
+        (["--aux-task", "rotate"], "Unknown task 'rotate'. Available: atc, curl, "),
+        (["--aux-task", "curl+invers"], "Unknown task 'invers'. Available: atc, curl, "),
+        (["--aux-task", "curl+spr+curl"], "each task once in 'curl+spr+curl', got 'curl' again."),
+        (["--aux-task", "curl+spr", "--aux-weight", "1,2,3"], "or 2 (one for each task), got 3: 1"),
+        (["--aux-weight", "0.5,0.1"], "or 1 (one for each task), got 2: 0.5,0.1."),
+        (["--aux-weight", "1,x"], "or one for each task, got '1,x'. Write e.g. 1 or 0.5,0.1."),
+        (["--aux-weight", "-1"], "aux_weight must be a number of 0 or more, got -1.0."),
+        (["--preset", "fast"], "Unknown preset 'fast'. Available: atari-100k, breakout, "),
         (["--steps", "0"], "or more, got 0."),
         (["--steps-per-report", "0"], "or more, got 0."),
         (["--checkpoint-every", "0"], "--checkpoint-every must be 1 or more, got 0."),
@@ -61,7 +67,7 @@ def refused(
         (["--envs-per-worker", "0"], "--envs-per-worker must be 1 or more, got 0."),
         (["--seed", "4294967296"], "seed must be a whole number in [0, 2**31), got 4294967296."),
         (["--frame-size", "2000"], "frame_size must be 210 or less"),
-        (["--aux-task", ""], "Unknown task ''. Available: permutation, "),
+        (["--aux-task", ""], "Unknown task ''. Available: atc, "),
         (["--name", ".."], "--name must be a plain folder name, got '..'. See --results-dir."),
         (["--game", "combat"], "Unknown Atari game 'combat'."),  # for two players
         (["--replay-capacity", "100"], "Raise it, or lower the others."),
@@ -84,6 +90,8 @@ def test_wrong_value_is_one_line_that_says_what_to_do(
     [
         (["--steps", "abc"], "--steps"),
         (["--schedule", "both"], "'alternate', 'joint', 'pretrain'"),
+        (["--aux-combine", "mean"], "'cycle', 'sum'"),
+        (["--augment", "crop"], "'none', 'shift'"),
         (["--gamee", "pong"], "--game STR"),
     ],
 )

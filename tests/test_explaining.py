@@ -189,6 +189,19 @@ def test_maps_do_not_depend_on_the_batch_size_and_follow_the_seed(
     assert not torch.allclose(maps(1, 3), first, rtol=1e-3, atol=1e-9)
 
 
+def test_heads_without_labels_have_no_score_of_their_own(tmp_path: Path) -> None:
+    agent = load_agent(save_agent(tmp_path / "curl", "curl"))
+    assert check_target(agent, None) == "q"
+    with pytest.raises(ValueError, match=r"no score 'aux' \(pretext task curl\)\. .*--target q\."):
+        check_target(agent, "aux")
+    several = load_agent(save_agent(tmp_path / "several", "inverse+rotation"))
+    explained = explain_atari(several, count=2, games=1, max_game_frames=800)
+    assert "(rotation)" in explained.what
+    shape = explained.x.shape
+    assert explained.maps(several.network, kind="smoothgrad", samples=2, noise=0.1, seed=0,
+                          batch_size=2).shape == shape  # fmt: skip
+
+
 def test_score_that_a_network_does_not_have_is_refused(folders: dict[str, Path]) -> None:
     plain, rotation = load_agent(folders["none"]), load_agent(folders["rotation"])
     assert (check_target(plain, None), check_target(rotation, None)) == ("q", "aux")

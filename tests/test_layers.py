@@ -47,7 +47,9 @@ RAY_UNITS = {
 }  # fmt: skip
 
 # Leaves: they import nothing of rayssl. None: every unit may import them.
-LEAVES: dict[str, set[str] | None] = {"_torchvision": {"data", "backbones"}, "video": None}
+LEAVES: dict[str, set[str] | None] = {
+    "_torchvision": {"data", "backbones"}, "augmentation": {"tasks", "rllib"}, "video": None,
+}  # fmt: skip
 # Beside the layers: only experiments/, and one another, may import them.
 SIDE = {
     "report", "bigan_report", "classification_report", "deepfake_report", "cli", "presets",

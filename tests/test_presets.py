@@ -74,7 +74,8 @@ def test_paper_code_preset_is_the_table_of_paper_code_md() -> None:
         "schedule": "alternate", "aux_every": 1, "aux_weight": 1.0, "pretrain_updates": 0,
         "target_every": 1_000, "target_unit": "steps",
         "epsilon_end": 0.01, "epsilon_steps": 100_000,  # exploration
-        "aux_task": "permutation-6",  # sequence
+        "augment": "none",
+        "aux_task": "permutation-6", "aux_combine": "cycle",  # sequence
     }  # fmt: skip
 
 
@@ -125,8 +126,24 @@ def test_quick_and_breakout_presets_change_what_they_say_and_nothing_else() -> N
     }  # fmt: skip
 
 
+def test_atari_100k_preset_is_the_configuration_of_drq_eps() -> None:
+    assert preset_values("atari-100k") == {
+        "preset": "atari-100k", "steps": 100_000,  # Runner.training_steps
+        "n_step": 10, "replay_ratio": 1, "learning_starts": 1_600,  # JaxDQNAgent
+        "target_every": 1, "target_unit": "updates",
+        "epsilon_end": 0.01, "epsilon_steps": 5_000,
+        "lr": 1e-4, "adam_epsilon": 1.5e-4,  # create_optimizer
+        "prioritized": False, "augment": "shift",  # replay_scheme, data_augmentation
+        "cut_on_life_loss": True, "envs_per_worker": 1,
+        "replay_capacity": 100_000,
+    }  # fmt: skip
+    run = AtariRun(**preset_values("atari-100k"))
+    assert (run.batch_size, run.gamma, run.double_q, run.sticky) == (32, 0.99, True, 0)
+    assert run.network == "nature"
+
+
 def test_unknown_preset_lists_the_known_ones() -> None:
-    text = r"^Unknown preset 'atari'\. Available: breakout, paper-code, pong, quick\.$"
+    text = r"^Unknown preset 'atari'\. Available: atari-100k, breakout, paper-code, pong, quick\.$"
     with pytest.raises(ValueError, match=text):
         preset_values("atari")
 

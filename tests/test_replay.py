@@ -113,6 +113,21 @@ class ReferenceReplay:
             "discounts": discount,
         }
 
+    def sequence(self, lane: int, p: int, num_steps: int) -> dict[str, Any]:
+        rows = self.lanes[lane]
+        found: dict[str, list[Any]] = {
+            "obs": [self.stack(lane, p)], "actions": [], "rewards": [], "mask": [],
+        }  # fmt: skip
+        goes_on = True
+        for _ in range(num_steps):
+            goes_on = goes_on and rows[p].valid and p + 1 < len(rows) and not rows[p + 1].reset
+            found["mask"].append(goes_on)
+            found["actions"].append(rows[p].action if goes_on else 0)
+            found["rewards"].append(rows[p].reward if goes_on else 0)
+            p += goes_on
+            found["obs"].append(self.stack(lane, p))
+        return found
+
     def sampleable(self) -> list[tuple[int, int]]:
         return [
             (lane, p)
@@ -208,6 +223,13 @@ def assert_agrees_with_reference(replay: FrameReplay, reference: ReferenceReplay
         for name, value in reference.transition(lane, p).items():
             got = getattr(batch, name)[b]
             np.testing.assert_allclose(got, value, rtol=1e-6, err_msg=f"{name} {lane} {p}")
+    num_steps = int(replay._added.sum()) % 7  # none, fewer than n_step, more than n_step
+    sequences = replay.gather_sequences(indices, num_steps)
+    np.testing.assert_array_equal(sequences.obs[:, 0], batch.obs)
+    for b, (lane, p) in enumerate(found):
+        for name, value in reference.sequence(lane, p, num_steps).items():
+            got = getattr(sequences, name)[b]
+            np.testing.assert_array_equal(got, np.array(value), err_msg=f"{name} {lane} {p}")
     if replay._tree is not None:
         positive = np.flatnonzero(replay._tree.leaves)
         np.testing.assert_array_equal(positive, np.flatnonzero(replay._flags & 32))
@@ -349,6 +371,79 @@ def test_batch_has_the_documented_shapes_and_types() -> None:
         assert value.dtype == types.get(name, "float32"), name
         assert value.shape == ((5, 4, *TINY) if "obs" in name else (5,)), name
     np.testing.assert_array_equal(batch.weights, np.ones(5))
+
+
+# Sequences
+
+
+def test_sequence_ends_with_the_game_and_then_repeats_its_final_frame() -> None:
+    replay = make_replay()
+    replay.add(one_game([0, 5, -3, 99, 99, 99, 99], terminated=[2], valid=[3], reset=[0, 4]))
+    found = replay.gather_sequences(np.array([1]), 4)
+    # Frame 4 is the final frame of the game: seen, but not acted on. Frame 5 starts the next game.
+    assert frame_numbers(found.obs[0]) == [
+        [0, 0, 1, 2], [0, 1, 2, 3], [1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3, 4],
+    ]  # fmt: skip
+    assert found.actions.tolist() == [[1, 2, 0, 0]]
+    assert found.rewards.tolist() == [[5, -3, 0, 0]]  # unclipped
+    assert found.mask.tolist() == [[True, True, False, False]]
+
+
+def test_sequence_goes_on_after_a_lost_life_and_ends_where_nothing_is_stored_yet() -> None:
+    replay = make_replay()
+    replay.add(one_game([1.0] * 5, life_lost=[1]))
+    found = replay.gather_sequences(np.array([0, 3]), 5)
+    assert found.mask.tolist() == [[True] * 4 + [False], [True] + [False] * 4]
+
+
+def test_sequence_of_no_steps_is_the_observation_alone() -> None:
+    replay, _ = random_replay()
+    indices = replay.sampleable_indices()[:5]
+    found = replay.gather_sequences(indices, 0)
+    assert found.obs.shape == (5, 1, 4, *TINY)
+    assert found.mask.shape == found.actions.shape == found.rewards.shape == (5, 0)
+
+
+def test_sequence_batch_has_the_documented_shapes_and_types() -> None:
+    replay, _ = random_replay()
+    found = replay.gather_sequences(replay.sampleable_indices()[:6], 3)
+    assert (found.obs.shape, found.obs.dtype) == ((6, 4, 4, *TINY), np.uint8)
+    types = {"actions": np.int64, "rewards": np.float32, "mask": np.bool_}
+    for name, kind in types.items():
+        array = getattr(found, name)
+        assert (array.shape, array.dtype) == ((6, 3), kind), name
+
+
+def test_rows_that_were_overwritten_give_no_sequence() -> None:
+    replay, games = random_replay()
+    old = replay.sampleable_indices()[:1]
+    replay.add(games.fragment(60))
+    with pytest.raises(ValueError, match="1 of 1 rows cannot be sampled"):
+        replay.gather_sequences(old, 2)
+
+
+def test_rewarding_rows_are_drawn_as_often_as_asked_and_each_equally_often() -> None:
+    replay = make_replay()
+    replay.add(one_game([0, 0, 1, 0, 0, 0, -1, 0, 0, 0, 0]))
+    counts = np.bincount(replay.draw_rewarding(8000, 0.5), minlength=10)
+    assert counts.sum() == 8000
+    for row in range(10):
+        expected = 2000 if row in (2, 6) else 500
+        assert abs(counts[row] - expected) < 5 * np.sqrt(expected), (row, counts)
+    assert set(replay.draw_rewarding(100, 1.0)) == {2, 6}
+    assert not {2, 6} & set(replay.draw_rewarding(100, 0.0))
+
+
+@pytest.mark.parametrize("reward", [0.0, 2.0])
+def test_where_no_row_is_of_one_kind_all_drawn_are_of_the_other(reward: float) -> None:
+    replay = make_replay()
+    replay.add(one_game([reward] * 6))
+    assert set(replay.draw_rewarding(200, 0.5)) == set(range(5))
+
+
+def test_rewarding_rows_cannot_be_drawn_from_an_empty_replay() -> None:
+    with pytest.raises(ValueError, match="Nothing to sample"):
+        make_replay().draw_rewarding(4, 0.5)
 
 
 # Drawing

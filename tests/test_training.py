@@ -735,3 +735,11 @@ def test_one_choice_changes_one_field_of_the_protocol() -> None:
     changed = ClassifierSettings(aux_copies="all").resolved_protocol()
     assert (changed.aux_copies, changed.class_on) == ("all", "upright")
     assert PROTOCOLS["paper"].aux_copies == "one"
+
+
+def test_jigsaw_trains_beside_a_classifier_and_tasks_on_games_are_refused() -> None:
+    row = training(aux_task="jigsaw", epochs=1).run_epoch()
+    assert row["aux_loss"] > 0
+    assert len(row["aux_accuracy_per_class"]) == 10
+    with pytest.raises(ValueError, match="Task 'curl' works on games alone .*For images: jigsaw,"):
+        training(aux_task="curl")

@@ -7,7 +7,6 @@ import torch
 
 from rayssl.envs.atari import action_set
 from rayssl.networks import make_atari_network
-from rayssl.tasks import make_task
 
 SIZE = 42  # pixels: small, but not too small for three convolutions
 
@@ -25,9 +24,8 @@ def save_agent(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = make_atari_network(
-            network, num_actions=len(action_set(game)), size=size,
-            aux_classes=make_task(task).num_classes if task else 0,
-        )  # fmt: skip
+            network, num_actions=len(action_set(game)), size=size, aux_task=task
+        )
     torch.save(net.state_dict(), folder / "model.pt")
     settings = {"game": game, "network": network, "aux_task": task, "stack": 4,
                 "frame_size": size, "env_steps": 0}  # fmt: skip

@@ -54,8 +54,10 @@ class AtariTrunk(nn.Module):
 
     Args of the forward pass:
       x: uint8 `[B, stack, size, size]`, 0-255. Scaled to [0, 1] here, nowhere else.
+      as_map: stop after the last convolution.
     Returns:
-      `[B, out_features]` after a ReLU, in the dtype of the weights.
+      `[B, out_features]` after a ReLU, in the dtype of the weights; with `as_map` the output of the
+      last convolution, `[B, *map_shape]`, likewise.
     Raises:
       ValueError: (constructor) if the frames are too small for the convolutions.
     Source: `TRUNKS`.
@@ -80,6 +82,7 @@ class AtariTrunk(nn.Module):
             self.pads.append((pad // 2, pad - pad // 2) * 2)  # TF puts the odd pixel last
             self.convs.append(nn.Conv2d(channels, filters, kernel, stride))
             channels = filters
+        self.map_shape = channels, side, side
         features = channels * side * side
         self.fc = nn.ModuleList()
         for units in spec.fc:
@@ -91,11 +94,13 @@ class AtariTrunk(nn.Module):
         else:
             orthogonal_(self)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, as_map: bool = False) -> Tensor:
         dtype = cast(nn.Conv2d, self.convs[0]).weight.dtype
         x = _channels_last(x, dtype) * (1 / 255)
         for conv, pad in zip(self.convs, self.pads, strict=True):
             x = F.relu(conv(F.pad(x, pad) if self.same_padding else x))
+        if as_map:
+            return x
         x = x.flatten(1)  # [B, channels * side * side]
         for layer in self.fc:
             x = F.relu(layer(x))

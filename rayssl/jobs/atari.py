@@ -12,14 +12,14 @@ from ray import tune
 from rayssl.backbones.atari import make_trunk
 from rayssl.cli import check_name
 from rayssl.jobs import Fit, Job, Row, Write
-from rayssl.presets import PRESETS, AtariRun, preset_values
+from rayssl.presets import PRESETS, AtariRun, preset_values, weights_of
 from rayssl.replay import required_bytes
 from rayssl.report import read_run
 from rayssl.rllib.algorithm import AuxDQN
 from rayssl.rllib.checkpoint import MODEL_SETTINGS, newest_whole_checkpoint
 from rayssl.rllib.config import AuxDQNConfig
 from rayssl.rllib.resources import RUNNER_BYTES, Resources, fit_runner_cpus, total_cpus
-from rayssl.rllib.run_log import COLUMNS, RunLog, live_line
+from rayssl.rllib.run_log import COLUMNS, RunLog, live_line, task_columns
 
 ALGORITHM_BYTES = 700e6  # of the algorithm's process without its replay: 529 MB, and its compiler
 
@@ -27,11 +27,13 @@ ALGORITHM_BYTES = 700e6  # of the algorithm's process without its replay: 529 MB
 def build_config(run: AtariRun) -> AuxDQNConfig:
     """Returns the algorithm's config for these settings; nothing is started."""
     plain = run.aux_task == "none"
+    weights = weights_of(run.aux_weight)
     return (
         AuxDQNConfig()
         .environment(run.game, env_config={"frame_size": run.frame_size, "sticky": run.sticky})
         .auxiliary(
-            task=run.aux_task, weight=run.aux_weight, every=run.aux_every, schedule=run.schedule,
+            task=run.aux_task, weight=weights if len(weights) > 1 else weights[0],
+            combine=run.aux_combine, every=run.aux_every, schedule=run.schedule,
             pretrain_updates=run.pretrain_updates,
             policy=str(run.policy.resolve()) if run.policy else None,
             init_from=str(run.init_from.resolve()) if run.init_from else None,
@@ -46,7 +48,8 @@ def build_config(run: AtariRun) -> AuxDQNConfig:
             learning_starts_steps=run.learning_starts,
             target_update_freq=run.target_every, target_update_unit=run.target_unit,
             grad_clip=run.grad_clip, grad_clip_by=run.grad_clip_by,
-            epsilon=(1.0, run.epsilon_end, run.epsilon_steps), prioritized=run.prioritized,
+            epsilon=(1.0, run.epsilon_end, run.epsilon_steps), augment=run.augment,
+            prioritized=run.prioritized,
             priority_beta_steps=run.steps, clip_rewards=run.clip_rewards,
             cut_on_life_loss=run.cut_on_life_loss, compute_dtype=run.compute_dtype,
             compile_learner=run.compile,
@@ -113,7 +116,7 @@ class TrialOfAtari(AuxDQN):
     def step(self) -> dict[str, Any]:
         """Returns the columns of a run's log; `done` with the last step."""
         result = super().step()
-        kept = {name: result[name] for name in COLUMNS if name in result}
+        kept = {name: result[name] for name in (*COLUMNS, *task_columns(result)) if name in result}
         return kept | {"done": result["env_steps"] >= self._planned}
 
 
@@ -130,7 +133,9 @@ class AtariJob(Job):
         {"seed", "preset", "name", "results_dir", "resume", "address", "learner_cpus", "num_gpus",
          "num_learners"}
     )  # fmt: skip
-    aux_only: ClassVar = ("schedule", "aux_every", "pretrain_updates", "optimizers", "policy")
+    aux_only: ClassVar = (
+        "schedule", "aux_every", "aux_combine", "pretrain_updates", "optimizers", "policy",
+    )  # fmt: skip
     adaptable: ClassVar = ("aux_weight",)
 
     def check(self, settings: AtariRun) -> None:

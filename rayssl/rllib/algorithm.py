@@ -37,6 +37,7 @@ from ray.rllib.utils.typing import ResultDict, StateDict
 from rayssl.device_frames import DeviceFrames
 from rayssl.evaluation import evaluation_figures, make_agent
 from rayssl.replay import Batch, FrameReplay, FrameStore, HostFrames
+from rayssl.rllib.aux_tasks import sequence_columns
 from rayssl.rllib.checkpoint import (
     MODEL,
     MODEL_SETTINGS,
@@ -91,6 +92,7 @@ class AuxDQN(Algorithm):
         self._stats: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
         self._seconds: dict[str, float] = defaultdict(float)
         self._last_report: float | None = None  # time of the last result
+        self._aux_tasks = config.aux_tasks
         self.replay = self._make_replay(config)
         super().setup(config)
         self._push_weights()
@@ -282,8 +284,11 @@ class AuxDQN(Algorithm):
         size = self.config.total_train_batch_size * num_updates
         with self._timed("replay"):
             batch = self.replay.sample(size, beta=self.config.beta_at(self._env_steps))
+            sequences = sequence_columns(self._aux_tasks, self.replay, batch.indices)
         with self._timed("learning"):
-            results = self.learner_group.update(batch=_to_rllib(batch), num_updates=num_updates)
+            results = self.learner_group.update(
+                batch=_to_rllib(batch, sequences), num_updates=num_updates
+            )
         self._slots += num_updates
         self._counts = {k: results[0]["counts"][k] for k in self._counts}
         self._compiled = results[0]["compiled"]
@@ -480,8 +485,8 @@ def _mean(values: deque[Any]) -> float:
     return float(np.mean(values)) if values else float("nan")
 
 
-def _to_rllib(batch: Batch) -> MultiAgentBatch:
-    """The replay's batch under RLlib's column names."""
+def _to_rllib(batch: Batch, more: dict[str, Any] | None = None) -> MultiAgentBatch:
+    """The replay's batch under RLlib's column names, and what the aux tasks need beside it."""
     columns = SampleBatch(
         {
             Columns.OBS: batch.obs,
@@ -491,5 +496,6 @@ def _to_rllib(batch: Batch) -> MultiAgentBatch:
             DISCOUNTS: batch.discounts,
             WEIGHTS: batch.weights,
         }
+        | (more or {})
     )
     return MultiAgentBatch({DEFAULT_MODULE_ID: columns}, env_steps=len(batch.actions))

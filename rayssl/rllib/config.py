@@ -10,14 +10,16 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from rayssl.backbones.atari import TRUNKS
 from rayssl.envs.atari import AtariSettings
 from rayssl.evaluation import load_policy, load_trunk
+from rayssl.rllib.aux_tasks import COMBINATIONS, AuxTask, make_aux_tasks
 from rayssl.schedules import AUX_SCHEDULES, AuxSchedule, AuxScheduleName, LinearSchedule
-from rayssl.tasks import make_task
+from rayssl.tasks import PretextTask, Sequences, make_tasks
 
 TARGET_UNITS = ("steps", "updates")
 OPTIMIZERS = ("shared", "separate")
 REPLAY_DEVICES = ("host", "learner")
 DTYPES = ("auto", "float32", "bfloat16")
 CLIPS = ("global_norm", "norm")
+AUGMENTATIONS = ("none", "shift")
 
 
 class AuxDQNConfig(AlgorithmConfig):
@@ -43,7 +45,8 @@ class AuxDQNConfig(AlgorithmConfig):
         super().__init__(algo_class=algo_class or AuxDQN)
         # auxiliary()
         self.aux_task: str | None = None
-        self.aux_weight = 1.0
+        self.aux_weight: float | tuple[float, ...] = 1.0
+        self.aux_combine = "cycle"
         self.aux_every = 1
         self.aux_schedule: AuxScheduleName = "alternate"
         self.pretrain_updates = 0
@@ -69,6 +72,7 @@ class AuxDQNConfig(AlgorithmConfig):
         self.grad_clip = 10.0
         self.grad_clip_by = "global_norm"
         self.epsilon_start, self.epsilon_end, self.epsilon_steps = 1.0, 0.01, 30_000
+        self.augment = "none"
         self.prioritized = False
         self.priority_alpha, self.priority_beta, self.priority_beta_steps = 0.6, 0.4, 1_000_000
         self.clip_rewards = True
@@ -103,7 +107,8 @@ class AuxDQNConfig(AlgorithmConfig):
         self,
         *,
         task: str | None = NotProvided,
-        weight: float = NotProvided,
+        weight: float | tuple[float, ...] = NotProvided,
+        combine: str = NotProvided,
         every: int = NotProvided,
         schedule: str = NotProvided,
         pretrain_updates: int = NotProvided,
@@ -116,10 +121,14 @@ class AuxDQNConfig(AlgorithmConfig):
         """Sets the self-supervised task and how it is mixed with Q-learning.
 
         Args:
-          task: a name of rayssl.tasks.available_tasks(), or None / "none" for the plain baseline.
+          task: a name of rayssl.tasks.available_tasks(), several of them joined by "+", or None /
+            "none" for the plain baseline.
           weight: lambda of eq. (3); 1 in the paper, 0 is the plain baseline. With optimizers=
             "shared" it multiplies the aux loss; with "separate" the aux learning rate, because an
-            Adam of its own divides a constant factor of the loss away again.
+            Adam of its own divides a constant factor of the loss away again. A tuple: one for each
+            task; then the largest multiplies the learning rate, the others are relative to it.
+          combine: of several tasks, `cycle`: an aux update trains one, each in its turn; `sum`: an
+            aux update trains the weighted sum of all.
           every: one aux update after this many TD updates.
           schedule: `alternate`, `joint`, `pretrain` or `aux-only` (rayssl.schedules.AuxSchedule).
           pretrain_updates: aux-only updates before the first TD update.
@@ -138,6 +147,7 @@ class AuxDQNConfig(AlgorithmConfig):
             self.aux_task = None if task in (None, "none") else task
         self._set(
             aux_weight=weight,
+            aux_combine=combine,
             aux_every=every,
             aux_schedule=schedule,
             pretrain_updates=pretrain_updates,
@@ -163,6 +173,7 @@ class AuxDQNConfig(AlgorithmConfig):
         target_update_freq: int = NotProvided,
         target_update_unit: str = NotProvided,
         epsilon: tuple[float, float, int] = NotProvided,
+        augment: str = NotProvided,
         prioritized: bool = NotProvided,
         priority_alpha: float = NotProvided,
         priority_beta: float = NotProvided,
@@ -197,6 +208,8 @@ class AuxDQNConfig(AlgorithmConfig):
           target_update_freq: period of the hard target update, in `target_update_unit`: "steps"
             (times replay_ratio: TD updates) or "updates" (TD updates).
           epsilon: (start, end, steps) of the linear schedule.
+          augment: `none`, or `shift`: random shifts of the TD batch (rayssl.augmentation), the
+            observations and the next ones each by a draw of their own.
           prioritized: proportional prioritized replay with `priority_alpha` and a beta that goes
             from `priority_beta` to 1 over `priority_beta_steps`.
           clip_rewards: learn from the sign of rewards; scores are never clipped.
@@ -230,6 +243,7 @@ class AuxDQNConfig(AlgorithmConfig):
             learning_starts_steps=learning_starts_steps,
             target_update_freq=target_update_freq,
             target_update_unit=target_update_unit,
+            augment=augment,
             prioritized=prioritized,
             priority_alpha=priority_alpha,
             priority_beta=priority_beta,
@@ -283,9 +297,28 @@ class AuxDQNConfig(AlgorithmConfig):
     @property
     def aux_schedule_rule(self) -> AuxSchedule:
         """Returns which updates each slot has; TD only without a task or with weight 0."""
-        if self.aux_task is None or self.aux_weight == 0:
+        if self.aux_task is None or self.top_aux_weight == 0:
             return AuxSchedule()
         return AuxSchedule(self.aux_schedule, self.aux_every, self.pretrain_updates)
+
+    @property
+    def aux_weights(self) -> tuple[float, ...]:
+        """Returns one weight for each task, or one for all."""
+        if isinstance(self.aux_weight, tuple | list):  # JSON has no tuples
+            return tuple(self.aux_weight)
+        return (self.aux_weight,)
+
+    @property
+    def top_aux_weight(self) -> float:
+        """Returns the largest weight of a task."""
+        return max(self.aux_weights)
+
+    @property
+    def aux_tasks(self) -> tuple[AuxTask, ...]:
+        """Returns the tasks that are trained; () for the plain baseline."""
+        if self.aux_schedule_rule.name is None:
+            return ()
+        return make_aux_tasks(self.aux_task, self.aux_weights)
 
     @property
     def pretrain_steps(self) -> int:
@@ -322,14 +355,18 @@ class AuxDQNConfig(AlgorithmConfig):
         from rayssl.rllib.module import AuxDQNModule
 
         settings = self.atari_settings()
+        tasks = make_tasks(self.aux_task)
+        alone = tasks[0] if len(tasks) == 1 else None
+        classes = alone.num_classes if isinstance(alone, PretextTask) else 0
         return RLModuleSpec(
             module_class=AuxDQNModule,
             model_config={
                 "network": self.network,
-                "aux_classes": make_task(self.aux_task).num_classes if self.aux_task else 0,
+                "aux_classes": classes,
                 "stack": settings.stack,
                 "frame_size": settings.frame_size,
-            },
+            }
+            | ({"aux_task": self.aux_task} if tasks and not classes else {}),
         )
 
     def get_default_learner_class(self) -> type:
@@ -349,9 +386,11 @@ class AuxDQNConfig(AlgorithmConfig):
         super().validate()
         if not isinstance(self.aux_task, str | None):
             raise ValueError(f"task must be the name of a task or None, got {self.aux_task!r}.")
-        task = None if self.aux_task is None else make_task(self.aux_task)
+        tasks = make_aux_tasks(self.aux_task, self.aux_weights)
         _ = self.aux_schedule_rule
         for name, choices in (
+            ("aux_combine", COMBINATIONS),
+            ("augment", AUGMENTATIONS),
             ("aux_schedule", AUX_SCHEDULES),  # without a task, aux_schedule_rule does not look
             ("network", tuple(sorted(TRUNKS))),
             ("target_update_unit", TARGET_UNITS),
@@ -364,7 +403,7 @@ class AuxDQNConfig(AlgorithmConfig):
                 raise ValueError(
                     f"Unknown {name} '{getattr(self, name)}'. Available: {', '.join(choices)}."
                 )
-        if self.optimizers == "separate" and (task is None or self.aux_schedule == "joint"):
+        if self.optimizers == "separate" and (not tasks or self.aux_schedule == "joint"):
             raise ValueError(
                 "optimizers='separate' needs two losses that are stepped in turn: set a task and "
                 f"schedule 'alternate' or 'pretrain', got task {self.aux_task or 'none'}, schedule "
@@ -378,8 +417,8 @@ class AuxDQNConfig(AlgorithmConfig):
                 f"replay_device='learner' needs the learner in the algorithm's own process, got "
                 f"num_learners={self.num_learners}. Use num_learners=0, or replay_device='host'."
             )
-        if task is not None:
-            _check_task_takes_frames(task, settings)
+        for aux in tasks:
+            _check_task_takes_frames(aux, settings)
         lanes, batch = self.num_lanes, self.total_train_batch_size
         need = lanes * (settings.stack + self.n_step) + max(lanes, batch)
         if self.replay_capacity_steps < max(need, self.learning_starts_steps):
@@ -401,7 +440,7 @@ class AuxDQNConfig(AlgorithmConfig):
         if self.aux_schedule_rule.name is None:
             raise ValueError(
                 "Schedule 'aux-only' needs a task and a weight above 0, got task "
-                f"{self.aux_task or 'none'} and weight {self.aux_weight:g}."
+                f"{self.aux_task or 'none'} and weight {self.top_aux_weight:g}."
             )
         if self.prioritized:
             raise ValueError(
@@ -413,9 +452,10 @@ class AuxDQNConfig(AlgorithmConfig):
 
     def _check_numbers(self) -> None:
         """Before RLlib looks: its own texts do not name a way out, or it compares text with 0."""
-        for name, least in _AT_LEAST.items():
-            value = getattr(self, name)
-            whole = name != "aux_weight"
+        checked = [(name, getattr(self, name), True) for name in _AT_LEAST if name != "aux_weight"]
+        checked += [("aux_weight", weight, False) for weight in self.aux_weights or (None,)]
+        for name, value, whole in checked:
+            least = _AT_LEAST[name]
             if not _is_number(value, whole) or value < least:
                 kind = "whole number" if whole else "number"
                 raise ValueError(f"{name} must be a {kind} of {least} or more, got {value!r}.")
@@ -450,10 +490,14 @@ def _is_number(value: Any, whole: bool = False) -> bool:
     return math.isfinite(value)
 
 
-def _check_task_takes_frames(task: Any, settings: AtariSettings) -> None:
+def _check_task_takes_frames(aux: AuxTask, settings: AtariSettings) -> None:
     """Asks the task itself, with two random states, so that a wrong pair fails before the start."""
     import torch
 
-    shape = (2, settings.stack, settings.frame_size, settings.frame_size)
+    steps = aux.task.num_steps
+    shape = (2, steps + 1, settings.stack, settings.frame_size, settings.frame_size)
     frames = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator())
-    task(frames, generator=torch.Generator())
+    none = torch.zeros(2, steps)
+    data = Sequences(frames, none.long(), none, none == 0)
+    aux.task.usable(data)
+    aux.task.draw(data, generator=torch.Generator())

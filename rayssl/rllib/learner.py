@@ -4,6 +4,9 @@
     updates                   TD       TD aux   TD       TD aux
     heads that move           q        q   aux  q        q   aux    (the trunk moves in all)
 
+Of several tasks one after the other is trained, each with the head of its own (`cycle`), or all in
+each aux update (`sum`).
+
 RLlib's default update is bypassed on purpose: it back-propagates through the next observations,
 checks every parameter for NaN twice, and reduces metrics per update (design.md, "The data path").
 """
@@ -21,10 +24,18 @@ from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.utils.typing import StateDict
 from torch import Tensor, nn
 
+from rayssl.augmentation import draw_shifts, shift
 from rayssl.evaluation import load_trunk
-from rayssl.losses import combined_loss, double_q_td_error, gradient_cosine, pretext_loss, td_loss
+from rayssl.losses import (
+    combined_loss,
+    double_q_td_error,
+    gradient_cosine,
+    mean_of_usable,
+    td_loss,
+)
 from rayssl.networks import MultiHeadNetwork
-from rayssl.tasks import make_task
+from rayssl.rllib.aux_tasks import REWARDING_ROWS, TD_ROWS, AuxTask, make_aux_tasks, sequences_of
+from rayssl.tasks import Sequences
 
 logger = logging.getLogger(__name__)
 DISCOUNTS, WEIGHTS = "discounts", "weights"
@@ -55,11 +66,13 @@ def skip_filling_of_new_tensors() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-class _Labels(NamedTuple):
-    """Which samples of a minibatch carry a pretext label: bool `[B]`, and how many do in all."""
+class _Due(NamedTuple):
+    """A task that has its turn, its data, and which samples can be learned from: bool `[B]`."""
 
+    aux: AuxTask
+    data: Sequences
     usable: Tensor
-    total: float  # over all learners
+    total: float  # usable samples of all learners
 
 
 class AuxDQNLearner(TorchLearner):
@@ -77,15 +90,21 @@ class AuxDQNLearner(TorchLearner):
         config = self.config
         self._net: MultiHeadNetwork = self._module[DEFAULT_MODULE_ID].net
         self._dtype = resolve_dtype(config.compute_dtype, self._device)
-        self._task = make_task(config.aux_task) if config.aux_task else None
+        self._tasks = make_aux_tasks(config.aux_task, config.aux_weights)
         self._generator = torch.Generator(self._device)
         self._generator.manual_seed((config.seed or 0) + 7919)  # the same in every learner
+        self._shifts = torch.Generator(self._device)  # of the TD batch
+        self._shifts.manual_seed((config.seed or 0) + 104729)
         self._slot = 0  # slots of the schedule that are done
+        self._turn = 0  # aux updates that were due: whose turn it is
         self._td_updates = 0
         self._aux_updates = 0
         self._since_target_sync = 0
         self._td_fn = _Compiled(self._td_forward, config.compile_learner)
-        self._aux_fn = _Compiled(self._aux_forward, config.compile_learner)
+        self._aux_fns = {
+            aux.head: _Compiled(self._aux_forward(aux), config.compile_learner)
+            for aux in self._tasks
+        }
         self._trunk = list(self._net.backbone.parameters())
         if config.init_from:
             self._start_from(config.init_from)
@@ -108,7 +127,7 @@ class AuxDQNLearner(TorchLearner):
                 "aux": trunk + list(net.heads["aux"].parameters()),
             }
         for name, params in groups.items():
-            lr = config.lr * (config.aux_weight if name == "aux" else 1)
+            lr = config.lr * (config.top_aux_weight if name == "aux" else 1)
             self.register_optimizer(
                 module_id=module_id,
                 optimizer_name=name,
@@ -123,6 +142,8 @@ class AuxDQNLearner(TorchLearner):
         trunk = load_trunk(checkpoint, self.config.network, settings.stack, settings.frame_size)
         self._net.backbone.load_state_dict(trunk.weights)
         self._module[DEFAULT_MODULE_ID].sync_target()
+        for aux in self._tasks:
+            self._module[DEFAULT_MODULE_ID].follow(aux, rate=1.0)
 
     def _make_modules_ddp_if_necessary(self) -> None:
         """Leaves the module unwrapped: gradients are averaged in `_step`, idle heads and all."""
@@ -140,7 +161,8 @@ class AuxDQNLearner(TorchLearner):
         Args:
           batch: MultiAgentBatch of `num_updates * B` rows, minibatch after minibatch, with columns
             obs, new_obs (uint8 `[., 4, H, W]`), actions (int64), rewards (n-step returns),
-            discounts and weights (float32 `[.]`). Or the same inside `training_data`.
+            discounts and weights (float32 `[.]`), and those of rayssl.rllib.aux_tasks that the
+            tasks need. Or the same inside `training_data`.
         Returns:
           {"td_errors": float32 `[num_updates * B]` (0 in aux-only slots), "stats": {name: (sum,
           count)}, "counts": lifetime counters, "compiled": whether the losses run compiled}.
@@ -159,6 +181,7 @@ class AuxDQNLearner(TorchLearner):
                 Columns.REWARDS,
                 DISCOUNTS,
                 WEIGHTS,
+                *(key for key in batch if key.startswith((f"{TD_ROWS}/", f"{REWARDING_ROWS}/"))),
             )
         }
         self._stats: dict[str, list[Tensor]] = defaultdict(list)
@@ -172,8 +195,8 @@ class AuxDQNLearner(TorchLearner):
             {k: v[i * size : (i + 1) * size] for k, v in columns.items()}
             for i in range(num_updates)
         ]
-        labels = self._labels_of([minibatch[Columns.OBS] for minibatch in minibatches])
-        td_errors = [self._run_slot(*slot) for slot in zip(minibatches, labels, strict=True)]
+        due = self._due_tasks(minibatches)
+        td_errors = [self._run_slot(*slot) for slot in zip(minibatches, due, strict=True)]
         self._weights_seq_no += num_updates
         return {
             "td_errors": torch.cat(td_errors).cpu().numpy(),
@@ -183,7 +206,7 @@ class AuxDQNLearner(TorchLearner):
                 "aux_updates": self._aux_updates,
                 "slots": self._slot,
             },
-            "compiled": self._td_fn.compiled and self._aux_fn.compiled,
+            "compiled": all(fn.compiled for fn in (self._td_fn, *self._aux_fns.values())),
         }
 
     def compute_loss_for_module(
@@ -199,44 +222,69 @@ class AuxDQNLearner(TorchLearner):
             tensor = tensor.pin_memory()
         return tensor.to(self._device, non_blocking=True)
 
-    def _labels_of(self, observations: list[Tensor]) -> list[_Labels | None]:
-        """The labels of each coming slot; None where it makes no aux update.
+    def _due_tasks(self, minibatches: list[dict[str, Tensor]]) -> list[list[_Due]]:
+        """The tasks that each coming slot trains; none where it makes no aux update.
 
         For all slots at once: each look at a number on a GPU waits for all work queued there.
         """
-        rule = self.config.aux_schedule_rule
-        due = [
-            not {"aux", "joint"}.isdisjoint(rule.updates(self._slot + i))
-            for i in range(len(observations))
-        ]
-        if self._task is None or not any(due):
-            return [None] * len(observations)
-        usable = [
-            self._task.usable(obs) for obs, is_due in zip(observations, due, strict=True) if is_due
-        ]
+        rule, turn = self.config.aux_schedule_rule, self._turn
+        slots: list[list[tuple[AuxTask, Sequences]]] = []
+        for i, minibatch in enumerate(minibatches):
+            tasks: tuple[AuxTask, ...] = ()
+            if not {"aux", "joint"}.isdisjoint(rule.updates(self._slot + i)):
+                place = turn % max(1, len(self._tasks))
+                cycle = self.config.aux_combine == "cycle"
+                tasks = self._tasks[place : place + 1] if cycle else self._tasks
+                turn += 1
+            obs = minibatch[Columns.OBS]
+            slots.append([(aux, sequences_of(aux, minibatch, obs)) for aux in tasks])
+        pairs = [pair for slot in slots for pair in slot]
+        if not pairs:
+            return [[] for _ in slots]
+        usable = [aux.task.usable(data) for aux, data in pairs]
         totals = torch.stack([each.sum() for each in usable]).float()
         if self.distributed:
             torch.distributed.all_reduce(totals)
-        found = iter(map(_Labels, usable, totals.tolist()))
-        return [next(found) if is_due else None for is_due in due]
+        found = iter(
+            _Due(*pair, *rest) for pair, *rest in zip(pairs, usable, totals.tolist(), strict=True)
+        )
+        return [[next(found) for _ in slot] for slot in slots]
 
-    def _run_slot(self, batch: dict[str, Tensor], labels: _Labels | None) -> Tensor:
+    def _run_slot(self, batch: dict[str, Tensor], due: list[_Due]) -> Tensor:
         """Makes the updates that the schedule has for this slot; returns TD errors `[B]`."""
         rule = self.config.aux_schedule_rule
         updates = rule.updates(self._slot)
         if rule.pretrain_updates and self._slot == rule.pretrain_updates:
             self._sync_target()  # else the first TD updates bootstrap from the trunk before
         self._slot += 1
+        self._turn += not {"aux", "joint"}.isdisjoint(updates)
         td_errors = torch.zeros_like(batch[Columns.REWARDS])
+        if updates != ("aux",):
+            batch = self._augmented(batch)
         if self._cosine_due(updates):
-            self._log_cosine(batch, labels)
+            self._log_cosine(batch, due)
         if "td" in updates:
             td_errors = self._td_update(batch)
         if "joint" in updates:
-            td_errors = self._joint_update(batch, labels)
+            td_errors = self._joint_update(batch, due)
         if "aux" in updates:
-            self._aux_update(batch[Columns.OBS], labels)
+            self._aux_update(due)
         return td_errors
+
+    def _augmented(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The TD batch with observations and next observations shifted, each by its own draw.
+
+        As for the tasks, every learner draws for all shards in turn.
+        """
+        if self.config.augment == "none":
+            return batch
+        shifted = {}
+        for key in (Columns.OBS, Columns.NEXT_OBS):
+            draws = [
+                draw_shifts(batch[key], generator=self._shifts) for _ in range(self._world_size())
+            ]
+            shifted[key] = shift(batch[key], draws[self._rank()])
+        return batch | shifted
 
     def _td_update(self, batch: dict[str, Tensor]) -> Tensor:
         loss, td_errors = self._td_loss(batch)
@@ -244,25 +292,33 @@ class AuxDQNLearner(TorchLearner):
         self._count_td_update()
         return td_errors
 
-    def _joint_update(self, batch: dict[str, Tensor], labels: _Labels | None) -> Tensor:
+    def _joint_update(self, batch: dict[str, Tensor], due: list[_Due]) -> Tensor:
         loss, td_errors = self._td_loss(batch)
-        pretext = self._aux_loss(batch[Columns.OBS], labels)
-        if pretext is not None:
-            loss = combined_loss(loss, pretext, self.config.aux_weight)
-            self._aux_updates += 1
+        aux_loss = self._aux_loss(due)
+        if aux_loss is not None:
+            loss = combined_loss(loss, aux_loss, self.config.top_aux_weight)
         self._step(loss, "td")
+        if aux_loss is not None:
+            self._count_aux_update(due)
         self._count_td_update()
         return td_errors
 
-    def _aux_update(self, obs: Tensor, labels: _Labels | None) -> None:
-        loss = self._aux_loss(obs, labels)
+    def _aux_update(self, due: list[_Due]) -> None:
+        loss = self._aux_loss(due)
         if loss is None:
             return  # a step would still move the weights: by Adam's momentum
         # An Adam of its own divides a factor of the loss away again: there the weight is in its
         # learning rate (configure_optimizers_for_module), with the shared one in the loss.
         shared = self.config.optimizers == "shared"
-        self._step(loss * self.config.aux_weight if shared else loss, "aux")
+        self._step(loss * self.config.top_aux_weight if shared else loss, "aux")
+        self._count_aux_update(due)
+
+    def _count_aux_update(self, due: list[_Due]) -> None:
+        """Counts an aux update; the target encoders of its tasks follow the trained weights."""
         self._aux_updates += 1
+        for each in due:
+            if each.total and each.aux.task.target_rate is not None:
+                self._module[DEFAULT_MODULE_ID].follow(each.aux, each.aux.task.target_rate)
 
     def _td_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         loss, td_errors, q_mean = self._td_fn(
@@ -277,30 +333,42 @@ class AuxDQNLearner(TorchLearner):
         self._log(td_loss=loss, q_mean=q_mean, td_error_abs=td_errors.abs().mean())
         return loss, td_errors.detach()
 
-    def _aux_loss(self, obs: Tensor, labels: _Labels | None) -> Tensor | None:
-        """This learner's part of the pretext loss; None if no learner's sample carries a label."""
-        assert labels is not None  # the schedule has an aux update here
-        usable, total = labels
-        x_hat, y_hat = self._draw(obs)
+    def _aux_loss(self, due: list[_Due]) -> Tensor | None:
+        """This learner's part of the tasks' losses; None if no learner's sample is usable.
+
+        Each loss has its weight relative to the largest one, which the caller puts on the sum.
+        """
+        total = None
+        for each in due:
+            loss = self._task_loss(each)
+            if loss is not None:
+                share = each.aux.weight / self.config.top_aux_weight
+                total = loss * share if total is None else total + loss * share
+        return total
+
+    def _task_loss(self, due: _Due) -> Tensor | None:
+        aux, data, usable, total = due
+        drawn = self._draw(aux, data)
         own = usable.sum().float()
-        self._log(aux_left_out=1 - own / len(usable))
+        self._log(**{f"aux_left_out{aux.suffix}": 1 - own / len(usable)})
         if not total:  # all learners see the same total, so all skip the step or none does
             return None
         # From the mean over own usable samples to a part of the mean over all learners' ones: the
         # mean of these parts is what gradients are averaged to.
-        loss, correct = self._aux_fn(x_hat, y_hat, usable, own * (self._world_size() / total))
-        self._log(aux_loss=loss)
-        self._stats["aux_accuracy"].append(torch.stack([correct, own]))
+        scale = own * (self._world_size() / total)
+        loss, correct = self._aux_fns[aux.head](usable, scale, *drawn)
+        self._log(**{f"aux_loss{aux.suffix}": loss})
+        self._stats[f"aux_accuracy{aux.suffix}"].append(torch.stack([correct, own]))
         return loss
 
-    def _draw(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """The task's transforms of this learner's shard, and their labels.
+    def _draw(self, aux: AuxTask, data: Sequences) -> tuple[Tensor, ...]:
+        """The inputs that the task draws from this learner's shard.
 
         Every learner draws for all shards in turn and keeps its own: together they draw what one
-        learner draws for the joint batch.
+        learner draws for the joint batch. (A task that compares the samples of a batch compares
+        those of a shard.)
         """
-        assert self._task is not None
-        shards = [self._task(obs, generator=self._generator) for _ in range(self._world_size())]
+        shards = [aux.task.draw(data, generator=self._generator) for _ in range(self._world_size())]
         return shards[self._rank()]
 
     def _td_forward(
@@ -324,13 +392,21 @@ class AuxDQNLearner(TorchLearner):
         td_errors = double_q_td_error(q_tm1, actions, returns, discounts, q_t_value, q_t_selector)
         return td_loss(td_errors, weights), td_errors, q_tm1.detach().mean()
 
-    def _aux_forward(
-        self, x_hat: Tensor, y_hat: Tensor, usable: Tensor, scale: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Loss and number of right guesses among the usable samples."""
-        logits = self._net.call_with(self._net.cast_parameters(self._dtype), x_hat, "aux")
-        correct = ((logits.argmax(dim=1) == y_hat) & usable).sum().float()
-        return pretext_loss(logits, y_hat, usable) * scale, correct
+    def _aux_forward(self, aux: AuxTask) -> Callable[..., tuple[Tensor, Tensor]]:
+        """Returns the function of a task's loss and number of right guesses among the usable."""
+        module = self._module[DEFAULT_MODULE_ID]
+
+        def forward(usable: Tensor, scale: Tensor, *drawn: Tensor) -> tuple[Tensor, Tensor]:
+            online = self._net.encoder(self._net.cast_parameters(self._dtype), aux.head)
+            target = None
+            if aux.task.target_rate is not None:
+                follower: MultiHeadNetwork = module.followers[aux.task.name]
+                target = follower.encoder(follower.cast_parameters(self._dtype), "aux")
+            found = aux.task.loss(online, target, drawn)
+            correct = torch.where(usable, found.correct, 0.0).sum()
+            return mean_of_usable(found.loss, usable) * scale, correct
+
+        return forward
 
     def _step(self, loss: Tensor, optimizer: str) -> None:
         """Back-propagates, averages over learners, clips, and steps the loss's optimizer."""
@@ -369,18 +445,22 @@ class AuxDQNLearner(TorchLearner):
         both = both and not self.config.freeze_trunk  # a frozen trunk has no gradients
         return bool(every and both and (self._slot - 1) % every < self.config.aux_every)
 
-    def _log_cosine(self, batch: dict[str, Tensor], labels: _Labels | None) -> None:
+    def _log_cosine(self, batch: dict[str, Tensor], due: list[_Due]) -> None:
         """Logs the cosine of TD and aux gradients on the trunk, both at the present weights."""
         state, kept = self._generator.get_state(), self._stats
         self._stats = defaultdict(list)  # what the measurement logs itself is dropped
-        losses = [self._td_loss(batch)[0], self._aux_loss(batch[Columns.OBS], labels)]
+        losses = [self._td_loss(batch)[0], self._aux_loss(due)]
         grads = [
-            list(torch.autograd.grad(loss, self._trunk)) for loss in losses if loss is not None
+            torch.autograd.grad(loss, self._trunk, allow_unused=True)
+            for loss in losses
+            if loss is not None
         ]
         self._generator.set_state(state)  # the updates draw as if nothing had been measured
         self._stats = kept
         if len(grads) == 2:
-            self._log(gradient_cosine=gradient_cosine(*grads))
+            # A task may stand on an inner layer and leave those above it alone.
+            both = [pair for pair in zip(*grads, strict=True) if None not in pair]
+            self._log(gradient_cosine=gradient_cosine(*map(list, zip(*both, strict=True))))
 
     def _log(self, **values: Tensor) -> None:
         for name, value in values.items():
@@ -417,6 +497,7 @@ class AuxDQNLearner(TorchLearner):
         state["rayssl"] = {
             **{name: getattr(self, name) for name in _COUNTERS},
             "generator": self._generator.get_state().cpu().numpy(),
+            "shifts": self._shifts.get_state().cpu().numpy(),
         }
         return state
 
@@ -424,9 +505,12 @@ class AuxDQNLearner(TorchLearner):
         """Restores what `get_state` returned."""
         super().set_state(state)
         if "rayssl" in state:
-            for name in _COUNTERS:
-                setattr(self, name, state["rayssl"][name])
-            self._generator.set_state(torch.from_numpy(state["rayssl"]["generator"].copy()))
+            own = state["rayssl"]
+            for name in _COUNTERS:  # before there were several tasks, nobody counted turns
+                setattr(self, name, own.get(name, 0) if name == "_turn" else own[name])
+            self._generator.set_state(torch.from_numpy(own["generator"].copy()))
+            if "shifts" in own:
+                self._shifts.set_state(torch.from_numpy(own["shifts"].copy()))
         self._cast_target()
 
     def _set_optimizer_state(self, state: StateDict) -> None:
@@ -443,7 +527,7 @@ class AuxDQNLearner(TorchLearner):
                         values[name] = torch.empty_like(param).copy_(value)
 
 
-_COUNTERS = ("_slot", "_td_updates", "_aux_updates", "_since_target_sync")
+_COUNTERS = ("_slot", "_turn", "_td_updates", "_aux_updates", "_since_target_sync")
 
 
 def _clip_gradients(params: list[nn.Parameter], limit: float | None, by: str) -> None:

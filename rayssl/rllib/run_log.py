@@ -10,6 +10,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,19 @@ COLUMNS = (
     "time_replay", "time_learning", "time_weights", "time_waiting", "time_evaluation",
     "time_logging", "time_other",
 )  # fmt: skip
+PER_TASK = ("aux_loss/", "aux_accuracy/", "aux_left_out/")  # of runs with several tasks
 Row = dict[str, int | float | None]
+
+
+def task_columns(names: Iterable[str]) -> list[str]:
+    """Returns those of the names that are columns of one task among several."""
+    return [name for name in names if name.startswith(PER_TASK)]
 
 
 class RunLog(tune.Callback):
     """Writes every result to progress.csv, result.json and tb/ in the run's folder.
+
+    Columns are COLUMNS, and `aux_loss/<task>` and the like as results bring them.
 
     Steps only grow within a log: rows that a run is about to repeat, because it goes on from a
     checkpoint that is older than they are, are dropped.
@@ -48,6 +57,7 @@ class RunLog(tune.Callback):
         self._tb_dir = str(folder / "tb")
         self._tb: SummaryWriter | None = None
         self._start, self._last_steps = time.monotonic(), resumed_at
+        self._columns = [*COLUMNS, *task_columns(_header(self._csv))]
         self._wall_before = self._keep_rows(resumed_at)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -59,12 +69,14 @@ class RunLog(tune.Callback):
     ) -> None:
         """Appends one row to each log, and the seconds of the whole run so far to the result."""
         result["wall_s"] = self._wall_before + time.monotonic() - self._start
-        row: Row = {name: _plain(result.get(name)) for name in COLUMNS}
         steps = int(result["env_steps"])
-        if steps <= self._last_steps:  # Tune has restarted a failed trial from its checkpoint
+        new = sorted(set(task_columns(result)) - set(self._columns))
+        if new or steps <= self._last_steps:  # Tune has restarted a failed trial from a checkpoint
+            self._columns += new
             self._keep_rows(steps - 1)
+        row: Row = {name: _plain(result.get(name)) for name in self._columns}
         with self._csv.open("a", newline="") as handle:
-            handle.write(_csv_text([row]))
+            handle.write(_csv_text([row], self._columns))
         with self._json.open("a") as handle:
             handle.write(_json_text([row]))
         if self._tb is None:
@@ -95,9 +107,10 @@ class RunLog(tune.Callback):
         """Rewrites the logs without rows past these steps; returns the last kept row's seconds."""
         self._close_tb()
         self._last_steps = last_steps
-        rows = [row for row in _whole_rows(self._csv) if (row["env_steps"] or 0) <= last_steps]
+        rows = _whole_rows(self._csv, self._columns)
+        rows = [row for row in rows if (row["env_steps"] or 0) <= last_steps]
         rows = list({row["env_steps"]: row for row in rows}.values())
-        _write_whole(self._csv, ",".join(COLUMNS) + "\n" + _csv_text(rows))
+        _write_whole(self._csv, ",".join(self._columns) + "\n" + _csv_text(rows, self._columns))
         _write_whole(self._json, _json_text(rows))
         return float(rows[-1]["wall_s"] or 0.0) if rows else 0.0
 
@@ -175,9 +188,9 @@ def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, bool) else value
 
 
-def _csv_text(rows: list[Row]) -> str:
+def _csv_text(rows: list[Row], columns: list[str]) -> str:
     out = io.StringIO()
-    csv.DictWriter(out, COLUMNS, lineterminator="\n").writerows(rows)
+    csv.DictWriter(out, columns, lineterminator="\n").writerows(rows)
     return out.getvalue()
 
 
@@ -187,11 +200,17 @@ def _json_text(rows: list[Row]) -> str:
     return "".join(json.dumps(row) + "\n" for row in finite)
 
 
-def _whole_rows(path: Path) -> list[Row]:
-    """Rows of a CSV, in today's columns; a last line that a kill cut short is left out."""
+def _header(path: Path) -> list[str]:
+    """The columns of a CSV; [] without one."""
+    text = path.read_text() if path.is_file() else ""
+    return text.partition("\n")[0].split(",")
+
+
+def _whole_rows(path: Path, columns: list[str]) -> list[Row]:
+    """Rows of a CSV, in these columns; a last line that a kill cut short is left out."""
     text = path.read_text() if path.is_file() else ""
     lines = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
-    rows = [{name: _number(line.get(name)) for name in COLUMNS} for line in lines]
+    rows = [{name: _number(line.get(name)) for name in columns} for line in lines]
     return [row for row in rows if row["env_steps"] is not None]
 
 

@@ -142,6 +142,41 @@ def test_policy_plays_for_an_aux_only_run_and_stays_as_it_is(build: Build, tmp_p
     assert all(torch.equal(v, saved[k]) for k, v in runner._policy.state_dict().items())
 
 
+def test_run_of_several_tasks_on_sequences_resumes_bit_for_bit_and_its_agent_is_read(
+    build: Build, tmp_path: Path
+) -> None:
+    config = make_config("rotation+spr+reward").training(augment="shift")
+    config.auxiliary(weight=(0.5, 1.0, 0.1))
+    whole = build(config.copy())
+    whole.train()
+    whole.save_to_path(str(tmp_path / "ck"))
+    expected = whole.train()
+    resumed = build(config.copy().training(restore_from=str(tmp_path / "ck")))
+    got = resumed.train()
+    assert_equal(weights(resumed), weights(whole))
+    tasks = ("rotation", "spr", "reward")
+    same = ["td_loss", "aux_updates", *(f"aux_loss/{task}" for task in tasks)]
+    assert {k: got[k] for k in same} == {k: expected[k] for k in same}
+    assert all(0 <= expected[f"aux_accuracy/{task}"] <= 1 for task in tasks)
+    assert not {"aux_loss", "aux_accuracy"} & expected.keys()
+    agent = load_agent(tmp_path / "ck")
+    assert agent.settings["aux_task"] == "rotation+spr+reward"
+    obs = resumed.env_runner.env.obs[0]
+    assert agent.aux_guess(obs, generator=torch.Generator()) is not None
+
+
+def test_two_learners_share_the_sequences_of_every_batch(build: Build) -> None:
+    config = make_config("inverse+atc").learners(num_learners=2, num_cpus_per_learner=0.5)
+    algo = build(config.training(augment="shift"))
+    result = algo.train()
+    assert result["aux_updates"] == result["td_updates"] > 0
+    states = algo.learner_group.foreach_learner(lambda learner: learner.get_state()["rl_module"])
+    first, second = (found.get()["default_policy"] for found in states)
+    assert any(name.startswith("followers.atc.") for name in first)
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name])
+
+
 def test_other_seed_gives_another_run(build: Build) -> None:
     first, second = build(make_config()), build(make_config().debugging(seed=4))
     first.train(), second.train()

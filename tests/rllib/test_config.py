@@ -36,7 +36,14 @@ def test_defaults_are_valid_and_the_plain_baseline() -> None:
 @pytest.mark.parametrize(
     ("config", "text"),
     [
-        (auxiliary(task="rotate"), "Unknown task 'rotate'. Available: permutation, permutation-6,"),
+        (auxiliary(task="rotate"), "Unknown task 'rotate'. Available: atc, curl, inverse, jigsaw,"),
+        (auxiliary(task="rotation+"), "Unknown task ''. Available: atc, "),
+        (
+            auxiliary(task="rotation+curl+rotation"),
+            "Expected each task once in 'rotation+curl+rotation', got 'rotation' again.",
+        ),
+        (auxiliary(combine="mean"), "Unknown aux_combine 'mean'. Available: cycle, sum."),
+        (training(augment="crop"), "Unknown augment 'crop'. Available: none, shift."),
         (auxiliary(task="rotation", schedule="mix"), "Unknown schedule 'mix'. Available: alterna"),
         (auxiliary(schedule="mix"), "Unknown aux_schedule 'mix'. Available: alternate, joint, pr"),
         (auxiliary(optimizers="two"), "Unknown optimizers 'two'. Available: shared, separate."),
@@ -184,6 +191,45 @@ def test_value_out_of_range_or_of_another_kind_is_refused(config: AuxDQNConfig, 
     with pytest.raises(ValueError) as error:
         config.validate()
     assert text in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("weight", "text"),
+    [
+        (
+            (0.5, 0.1, 1),
+            "Expected one aux_weight for all of permutation+inverse, or 2 (one for each task), got "
+            "3: 0.5,0.1,1.",
+        ),
+        ((1, 0), "Task inverse of permutation+inverse has aux_weight 0: leave it out of"),
+        ((1, -1), "aux_weight must be a number of 0 or more, got -1."),
+        ((), "aux_weight must be a number of 0 or more, got None."),
+    ],
+)
+def test_weights_that_do_not_fit_a_combination_are_refused(weight: Any, text: str) -> None:
+    with pytest.raises(ValueError) as error:
+        auxiliary(task="permutation+inverse", weight=weight).validate()
+    assert str(error.value).startswith(text)
+
+
+def test_each_task_of_a_combination_has_its_weight_or_all_have_one() -> None:
+    config = auxiliary(task="permutation+inverse", weight=(0.5, 0.1))
+    config.validate()
+    assert [(aux.task.name, aux.weight) for aux in config.aux_tasks] == [
+        ("permutation", 0.5), ("inverse", 0.1),
+    ]  # fmt: skip
+    assert config.top_aux_weight == 0.5
+    assert [aux.weight for aux in config.auxiliary(weight=0.3).aux_tasks] == [0.3, 0.3]
+    assert config.auxiliary(weight=0).aux_tasks == ()
+    assert config.aux_schedule_rule.name is None
+
+
+def test_task_of_a_combination_that_does_not_take_these_frames_is_refused() -> None:
+    config = environment(stack=3).auxiliary(task="rotation+permutation")
+    with pytest.raises(ValueError, match="Permutation needs 4 stacked frames"):
+        config.validate()
+    with pytest.raises(ValueError, match="Order verification needs observations of 4 frames"):
+        environment(stack=3).auxiliary(task="order-verification").validate()
 
 
 def test_epsilon_that_is_no_triple_is_refused() -> None:

@@ -30,10 +30,11 @@ def make_config(
     seed: int = 0,
     games: int = GAMES,
     runners: int = 0,
+    task: str = "permutation",
     **env_config: Any,
 ) -> AuxDQNConfig:
     config = AuxDQNConfig().environment(game, env_config={"frame_size": SIZE, **env_config})
-    config.auxiliary(task="permutation").debugging(seed=seed)
+    config.auxiliary(task=task).debugging(seed=seed)
     config.training(compute_dtype="float32", epsilon=epsilon, network="nature")
     config.env_runners(
         num_env_runners=runners, num_envs_per_env_runner=games, rollout_fragment_length=STEPS
@@ -284,10 +285,12 @@ def test_replay_rebuilds_the_states_that_the_runner_saw(make_runner: MakeRunner,
     assert all(entry.truncated for entry in ended)
 
 
-def test_acting_module_has_neither_aux_head_nor_target(make_runner: MakeRunner) -> None:
-    runner = make_runner()
+@pytest.mark.parametrize("task", ["permutation", "curl", "inverse+spr"])
+def test_acting_module_has_neither_aux_head_nor_target(make_runner: MakeRunner, task: str) -> None:
+    runner = make_runner(task=task)
     assert list(runner.module.net.heads) == ["q"]
     assert not hasattr(runner.module, "target")
+    assert not hasattr(runner.module, "followers")
     spec = runner.config.get_rl_module_spec(spaces=runner.get_spaces())
     learning = spec.build()
     assert list(learning.net.heads) == ["q", "aux"]

@@ -78,6 +78,23 @@ def test_each_result_is_a_row_of_csv_json_and_tensorboard(tmp_path: Path) -> Non
     close(log)
 
 
+def test_columns_of_single_tasks_join_the_log_when_they_come_and_stay_after_a_resume(
+    tmp_path: Path,
+) -> None:
+    log = RunLog(tmp_path)
+    report(log, result(1000), result(2000, **{"aux_accuracy/inverse": 0.25}))
+    report(log, result(3000, **{"aux_accuracy/inverse": 0.5, "aux_loss/curl": 3.0}))
+    close(log)
+    again = RunLog(tmp_path, resumed_at=2000)
+    report(again, result(3000, **{"aux_loss/curl": 2.0}))
+    close(again)
+    rows = read_run(tmp_path)
+    new = ["aux_accuracy/inverse", "aux_loss/curl"]
+    assert rows.columns.tolist() == [*COLUMNS, *new]
+    assert rows["env_steps"].tolist() == [1000, 2000, 3000]
+    assert rows[new].fillna(-1).to_numpy().tolist() == [[-1, -1], [0.25, -1], [-1, 2]]
+
+
 def test_result_learns_the_seconds_of_the_run(tmp_path: Path) -> None:
     log, values = RunLog(tmp_path), result(1000)
     report(log, values)
