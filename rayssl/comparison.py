@@ -269,9 +269,9 @@ def _study(keys: list[ArmKey], arms: dict[ArmKey, dict[int, Run]], results: Resu
     budget = min(finished or [run.reached for run in runs])
     unit = UNIT.get(runs[0].x, runs[0].x)
     first = keys[0]
-    whole = [run for run in runs if run.reached >= budget]
+    whole = [run for run in runs if first.job == "atari" and run.reached >= budget]
     evaluated = [run.value_at(EVALUATED, budget) is not None for run in whole]
-    column = EVALUATED if first.job == "atari" and all(evaluated) else SCORE
+    column = EVALUATED if evaluated and all(evaluated) else SCORE
     return Study(
         job=first.job,
         where=first.where,
