@@ -90,7 +90,8 @@ def deepfake_report(trials: Sequence[Finished], *, dataset: str, missing: Mappin
     parts: list[str] = []
     for protocol in PROTOCOLS:
         own = {arm: found for arm, found in frames.items() if arm.protocol == protocol}
-        if not own and not (missing and protocol == "strict"):
+        nothing_ran = missing and not frames and protocol == "strict"
+        if not own and not nothing_ran:
             continue
         parts += [
             f"### Table III under `{protocol}`, {dataset}: accuracy per frame in percent",

@@ -16,7 +16,7 @@ from tensorboardX import SummaryWriter
 
 from rayssl.bigan import AdversarialTraining, make_training
 from rayssl.data import ImageSplits
-from rayssl.rllib.stopping import StopWhenAsked
+from rayssl.rllib.stopping import FAILURE, StopWhenAsked, ends_with_own_errors
 from rayssl.training import ClassifierSettings, ClassifierTraining
 
 STATE = "state.pt"
@@ -182,6 +182,7 @@ class EpochLog(tune.Callback):
     def __init__(self, folder: Path, num_trials: int, kind: Kind) -> None:
         self._writer, self._tb = EpochWriter(folder, kind.metrics), folder / "tb"
         self._num_trials, self._kind = num_trials, kind
+        self.failures: dict[str, str] = {}  # name of a trial -> last line of its own error
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -189,6 +190,9 @@ class EpochLog(tune.Callback):
         """Writes one epoch of one trial."""
         config = settings_of(trial.config)
         name = self._kind.name(config)
+        if FAILURE in result:
+            self.failures[name] = result[FAILURE].strip().splitlines()[-1]
+            return
         row = {"trial": name, **config}
         row |= {k: v for k, v in result.items() if k in self._kind.metrics}
         self._writer.write(row, self._tb / name, result.get("images"))
@@ -240,9 +244,10 @@ def run_trials(
       num_cpus: cores of a trial.
       num_gpus: GPUs of a trial, 0.25 for four trials on one.
     """
+    log = EpochLog(folder, len(configs), kind)
     found = tune.Tuner(
         tune.with_resources(
-            tune.with_parameters(kind.trainable, data=data),
+            tune.with_parameters(ends_with_own_errors(kind.trainable), data=data),
             {"CPU": num_cpus, **({"GPU": num_gpus} if num_gpus else {})},
         ),
         param_space={"trial": tune.grid_search(configs)},
@@ -255,16 +260,16 @@ def run_trials(
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, num_to_keep=1),
             failure_config=tune.FailureConfig(max_failures=2),
             stop=StopWhenAsked(),
-            callbacks=[EpochLog(folder, len(configs), kind)],
+            callbacks=[log],
             verbose=0,
         ),
     ).fit()
-    failed = []
+    failures = dict(log.failures)
     for result in found:
         if result.error is not None:
             last_line = str(result.error).strip().splitlines()[-1]
-            failed.append(f"{kind.name(settings_of(result.config))} failed: {last_line}")
-    return failed
+            failures[kind.name(settings_of(result.config))] = last_line
+    return [f"{name} failed: {text}" for name, text in failures.items()]
 
 
 def newest_checkpoint(folder: Path, name: str) -> Path | None:

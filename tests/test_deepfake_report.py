@@ -146,3 +146,11 @@ def test_missing_paper_number_is_no_number() -> None:
         deepfake_report([trial("mine")], dataset=DATASET, missing={}), "### Table III", "mine"
     )
     assert found[-2:] == ["-", "-"]
+
+
+def test_missing_weights_make_no_table_of_a_protocol_that_was_not_asked_for() -> None:
+    only = [trial(protocol="paper-code", classifier="adam")]
+    report = deepfake_report(only, dataset=DATASET, missing={"alexnet-imagenet": "no file"})
+    headings = [line for line in report.splitlines() if line.startswith("### Table III under")]
+    assert len(headings) == 1
+    assert "`paper-code`" in headings[0]

@@ -1,10 +1,11 @@
-"""Ends a run at its last step, or as soon as a person asks, with a checkpoint either way.
+"""How trials end: at their last step, as soon as a person asks, or at an error of their own.
 
 Tune's own answer to Ctrl-C ends trials where they are and writes no checkpoint.
 """
 
 import os
 import signal
+import traceback
 from typing import Any, ClassVar
 
 from ray import tune
@@ -74,3 +75,31 @@ def stop_on_signals(message: str = NEXT_REPORT) -> None:
 
     signal.signal(signal.SIGINT, ask)
     signal.signal(signal.SIGTERM, ask)
+
+
+OWN_ERRORS = (ArithmeticError, ValueError, TypeError)  # come again however often one tries
+FAILURE = "failure"  # in the last result of a trial that failed: the text of its error
+
+
+def ends_with_own_errors(trainable: Any) -> Any:
+    """Returns a trainable class that ends at once where an error of its own would come again.
+
+    Tune starts a trial that raises anew, as it does after a lost process. An error of OWN_ERRORS
+    becomes the trial's last result instead: `done`, with the text under FAILURE, and no checkpoint.
+    """
+
+    class Once(trainable):
+        _failed = False
+
+        def step(self) -> dict[str, Any]:
+            try:
+                result: dict[str, Any] = super().step()
+            except OWN_ERRORS:
+                self._failed = True
+                return {"done": True, FAILURE: traceback.format_exc()}
+            return result
+
+        def save_checkpoint(self, checkpoint_dir: str) -> Any:
+            return None if self._failed else super().save_checkpoint(checkpoint_dir)
+
+    return Once

@@ -10,7 +10,6 @@ import math
 import shutil
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,14 +22,17 @@ from ray.tune.search import Searcher
 
 from rayssl.jobs import Fit, Job
 from rayssl.rllib.start import record_start
-from rayssl.rllib.stopping import StopAtNextReport, StopAtSteps
+from rayssl.rllib.stopping import (
+    FAILURE,
+    StopAtNextReport,
+    StopAtSteps,
+    ends_with_own_errors,
+)
 from rayssl.sweeps.axes import Axes, LogRange, Trial, settings_to_json, trials_of_points
 from rayssl.sweeps.folder import FAILED, FINISHED, LOST, STOPPED, WAITING, SweepFolder
 from rayssl.sweeps.hparams import write_hparams
 
 OBJECTIVE = "objective"  # in every result: what searchers and schedulers judge by
-FAILURE = "failure"  # in the last result of a trial that failed: the text of its error
-OWN_ERRORS = (ArithmeticError, ValueError, TypeError)  # come again however often one tries
 RETRIES = 3  # of a trial whose process or node died
 REDUCTION = 3  # of ASHA: the share of trials that goes on at each rung is a third
 LINE_EVERY_S = 20.0
@@ -57,14 +59,12 @@ class Place:
 
 
 def as_trial(trainable: Any, job: Job) -> Any:
-    """Returns a trainable whose results have OBJECTIVE, and whose own errors end it at once.
+    """Returns a trainable whose results have OBJECTIVE, and whose own errors end it at once."""
+    once: Any = ends_with_own_errors(trainable)
 
-    Tune would try a trial again that raises; an error of OWN_ERRORS would come again.
-    """
-
-    class SweepTrial(trainable):
+    class SweepTrial(once):
         def __init__(self, config: dict[str, Any], **kwargs: Any) -> None:
-            self._failed, self._settings = False, job.from_json(config)
+            self._settings = job.from_json(config)
             # The checkpoint of an earlier start is gone when this start has one of its own, from
             # which Tune restores a trial whose process died.
             before = config.get("restore_from")
@@ -72,16 +72,9 @@ def as_trial(trainable: Any, job: Job) -> Any:
             super().__init__(config | {"restore_from": there}, **kwargs)
 
         def step(self) -> dict[str, Any]:
-            try:
-                result: dict[str, Any] = super().step()
-            except OWN_ERRORS:
-                self._failed = True
-                return {"done": True, FAILURE: traceback.format_exc()}
-            value = job.objective(result, self._settings)
+            result: dict[str, Any] = super().step()
+            value = None if FAILURE in result else job.objective(result, self._settings)
             return result if value is None else result | {OBJECTIVE: value}
-
-        def save_checkpoint(self, checkpoint_dir: str) -> Any:
-            return None if self._failed else super().save_checkpoint(checkpoint_dir)
 
     return SweepTrial
 
