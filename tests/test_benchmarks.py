@@ -161,7 +161,7 @@ def test_update_cost_saves_times_and_ratios_to_a_td_update(
 ) -> None:
     monkeypatch.setattr(update_cost, "UPDATES_A_CALL", 2)
     path = tmp_path / "update_cost.json"
-    words = "--updates 2 --repeats 2 --threads 1 --no-compile --json"
+    words = "--updates 2 --repeats 2 --threads 1 --batch-size 4 --no-compile --json"
     update_cost.main([*words.split(), str(path)])
     rows = saved_rows(path)
     parts = [part for task in available_tasks() for part in (f"td+{task} 1:1", f"aux {task}")]

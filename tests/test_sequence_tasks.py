@@ -87,7 +87,7 @@ def test_jigsaw_has_30_different_permutations_that_are_far_apart() -> None:
     assert len(set(orders)) == make_task("jigsaw").num_classes == 30
     apart = [sum(map(int.__ne__, a, b)) for a, b in itertools.combinations(orders, 2)]
     assert min(apart) >= 7
-    assert sum(apart) / len(apart) > 8.3  # two random permutations differ in 8 of 9 places
+    assert sum(apart) / len(apart) > 8.2  # two random permutations differ in 8 of 9 places
 
 
 def test_jigsaw_uses_an_image_if_and_only_if_no_two_permutations_look_alike() -> None:

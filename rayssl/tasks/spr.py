@@ -63,7 +63,9 @@ class SelfPrediction:
     t_k = g'(f'(o_k)); m_k = 0 beyond a game's end; the distance is 2 - 2 cos(y_k, t_k)
 
     Right is a prediction that is more similar to its own target than to those of all other samples
-    at the same step: representations that collapse to one point are never right.
+    at the same step: representations that collapse to one point are never right. The loss forbids
+    no collapse; in the source Q-learning runs beside it. In a first aux-only run on Pong the loss
+    fell to 0.007 while the accuracy stayed at chance.
 
     Source: Schwarzer et al. 2021, arXiv:2007.05929, section 2 and github mila-iqia/spr,
     src/models.py.
@@ -101,15 +103,17 @@ class SelfPrediction:
             targets = F.normalize(target.head.project(maps), dim=1)
             targets = targets.unflatten(0, (len(obs), -1))  # [B, K, 256]
         latents = normalized(online.feature_map(obs[:, 0]).float())
+        sample = torch.arange(len(obs), device=obs.device)
+        same = sample[:, None] == sample
         losses, correct = [], []
         for k in range(actions.shape[1]):
             latents = online.head(latents, actions[:, k])
             predicted = online.head.predictor(online.head.project(latents))
             cosines = F.normalize(predicted, dim=1) @ targets[:, k].T  # [B, B]
-            own = cosines.diagonal()
-            others = cosines.detach() - 9 * torch.eye(len(cosines), device=cosines.device)
+            own = torch.where(same, cosines, 0.0).sum(1)
+            others = torch.where(same, -2.0, cosines.detach()).amax(1)
             losses.append(2 - 2 * own)
-            correct.append((own.detach() > others.amax(1)).float())
+            correct.append((own.detach() > others).float())
         steps = mask.float()  # [B, K]
         loss = (torch.stack(losses, 1) * steps).mean(1)
         right = (torch.stack(correct, 1) * steps).sum(1) / steps.sum(1).clamp(min=1)

@@ -307,8 +307,8 @@ def test_columns_hold_as_many_steps_as_the_longest_task_and_no_more_rows_than_as
     assert asked("spr+reward") == {"td/asked": ([7, 8], 5), "rewarding/asked": ([50, 50], 1)}
 
 
-@pytest.mark.slow
-@EVERY_TASK
+@pytest.mark.slow  # one task for each kind of data and head
+@pytest.mark.parametrize("task", ["inverse", "curl", "spr"])
 def test_compiled_losses_agree_with_plain_ones(task: str) -> None:
     torch.compiler.reset()
     plain, compiled = (
