@@ -35,7 +35,7 @@ from rayssl.envs.atari import (
     make_vector_env,
     rom_id,
 )
-from rayssl.metrics import ATARI_100K, ATARI_100K_SOURCE, TABLE_IV, summarize_scores
+from rayssl.metrics import TABLE_IV, summarize_scores
 from rayssl.networks import MultiHeadNetwork, head_paths, make_atari_network
 from rayssl.tasks import PretextTask, make_tasks
 from rayssl.video import AuxPanel, Panel, draw_frame, write_mp4
@@ -49,7 +49,6 @@ NETWORK_KEYS: Final[dict[str, type | tuple[type, ...]]] = {
 }  # fmt: skip
 GAME_KEYS: Final = ("game", "stack", "frame_size", "frame_skip", "fire_at_start", "noop_max")
 EPSILON = 0.01  # final exploration of the authors' code, whose episodes Table IV counts (deepq)
-BUDGET_100K = 100_000  # agent steps of the Atari-100k benchmark
 COLUMNS = ["agent", "game", "episodes", "mean", "std", "min", "max", "IQM", "95% interval"]
 TABLE_IV_NOTE = (
     "Table IV's DQN, Rotation and Sequence rows are, by the authors' code, the best mean of 100 "
@@ -469,13 +468,8 @@ def score_table(rows: Sequence[dict[str, Any]]) -> str:
     for name, means in TABLE_IV.items():
         if game in means:
             lines.append([f"{name} (Table IV)", game, "", f"{means[game]:.2f}", *[""] * 5])
-    if any(f", {BUDGET_100K} steps" in row["agent"] for row in rows):
-        for name, means in ATARI_100K.items():
-            if game in means:
-                lines.append([f"{name} (100k steps)", game, "", f"{means[game]:.2f}", *[""] * 5])
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    text += f"\n\n{TABLE_IV_NOTE}" if game in TABLE_IV["DQN"] else ""
-    return text + (f"\n{ATARI_100K_SOURCE}" if "(100k steps)" in text else "")
+    return text + (f"\n\n{TABLE_IV_NOTE}" if game in TABLE_IV["DQN"] else "")
 
 
 @contextmanager

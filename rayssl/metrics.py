@@ -25,19 +25,6 @@ TABLE_IV: Final[dict[str, dict[str, float]]] = {
     "Sequence": {"Pong": 18.2, "Breakout": 14.9},
 }
 
-ATARI_100K: Final[dict[str, dict[str, float]]] = {
-    # Whole-game scores after 100,000 agent steps, as printed in Table 1 of Ye et al. 2021,
-    # arXiv:2111.00210 (EfficientZero), which takes them from each method's authors; DrQ(eps) is
-    # the re-run of Agarwal et al. 2021, arXiv:2108.13264, with 100 seeds.
-    "CURL": {"Pong": -16.5, "Breakout": 4.9},
-    "DrQ": {"Pong": -17.9, "Breakout": 15.6},
-    "DrQ(eps)": {"Pong": -9.1, "Breakout": 19.8},
-    "SPR": {"Pong": -5.9, "Breakout": 17.1},
-}
-ATARI_100K_SOURCE: Final = (
-    "100k rows: Ye et al. 2021, Table 1 (CURL, DrQ, SPR); Agarwal et al. 2021 (DrQ(eps))."
-)
-
 TABLE_I: Final[dict[str, float]] = {
     # Table I, test accuracy of MNIST in percent. By the authors' log both are those of the last of
     # 14 epochs, though the text (section VI-A) says maximum: with rotation that was 98.51.

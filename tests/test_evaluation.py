@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from experiments import evaluate
-from rayssl.envs.atari import AtariSettings, AtariStream, Game, LifeEpisode, action_set
+from rayssl.envs.atari import AtariSettings, AtariStream, LifeEpisode, action_set
 from rayssl.evaluation import (
     END_HOLD_FRAMES,
     TABLE_IV_NOTE,
@@ -232,16 +232,6 @@ def test_guess_of_a_combination_is_that_of_its_first_pretext_task(tmp_path: Path
     assert guess is not None
     logits = agent.network(torch.from_numpy(guess.x_hat)[None], "aux/rotation")
     np.testing.assert_allclose(guess.probabilities, logits.softmax(1)[0].detach(), rtol=1e-5)
-
-
-def test_published_scores_of_100k_steps_stand_beside_an_agent_of_that_budget() -> None:
-    def table(steps: int) -> str:
-        row = score_row(None, "pong", [Game(0, -5.0, 10, False), Game(1, -7.0, 10, False)])
-        return score_table([row | {"agent": f"nature, curl, {steps} steps"}])
-
-    assert "| CURL (100k steps) | Pong |  | -16.50 |" in table(100_000)
-    assert "| SPR (100k steps) | Pong |  | -5.90 |" in table(100_000)
-    assert "(100k steps)" not in table(400_000)
 
 
 def test_run_folder_gives_the_checkpoint_with_the_most_steps(tmp_path: Path) -> None:
