@@ -95,7 +95,7 @@ def game_rows(runs: Sequence[Run], above: float) -> list[Row]:
         updates = [run.value_at(name, math.inf) for name in ("td_updates", "aux_updates")]
         rows.append({
             "game": run.settings["game"],
-            "task": run.settings["aux_task"],
+            "task": run.key.name if run.key.is_pretrained else run.settings["aux_task"],
             "weight": run.key.weight,
             "seed": run.seed,
             "steps": run.reached,
