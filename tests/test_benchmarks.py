@@ -75,6 +75,7 @@ def test_turn_about_gives_every_part_its_turn_before_any_gets_a_second() -> None
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_throughput_saves_spreads_ratios_and_settings_of_each_row(tmp_path: Path) -> None:
     path = tmp_path / "new" / "throughput.json"
     words = "--only bare-limit,plain-loop --seconds 0.5 --repeats 1 --threads 1 --no-compile"

@@ -163,6 +163,7 @@ def wait_for(done: Callable[[], Any], process: "subprocess.Popen[bytes]", second
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_killed_preparation_goes_on_and_leaves_finished_videos_untouched(
     stand_in: Path, tmp_path: Path
 ) -> None:

@@ -86,7 +86,7 @@ def assert_one_line(err: str, text: str) -> None:
         (["--protocol"], "--protocol needs at least one value, got none."),
         (["--aux-task"], "--aux-task needs at least one value, got none."),
         (["--aux-weight"], "--aux-weight needs at least one value, got none."),
-        (["--aux-task", "rotate"], "Unknown task 'rotate'. Available: permutation, "),
+        (["--aux-task", "rotate"], "Unknown task 'rotate'. Available: atc, curl, "),
         (["--aux-task", "none", "permutation"], "For single images use the rotation task."),
         (["--seeds", "0"], "--seeds must be 1 or more, got 0."),
         (["--epochs", "0"], "epochs must be 1 or more, got 0."),
@@ -293,6 +293,7 @@ def resumed(killed: Killed) -> Killed:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_killed_experiment_runs_only_its_unfinished_trial_again(resumed: Killed) -> None:
     lines = (resumed.folder / "epochs.jsonl").read_text().splitlines()
     assert lines[: len(resumed.lines)] == resumed.lines  # byte by byte
@@ -306,6 +307,7 @@ def test_killed_experiment_runs_only_its_unfinished_trial_again(resumed: Killed)
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_killed_and_resumed_rows_are_those_of_a_training_without_ray_or_kill(
     resumed: Killed,
 ) -> None:
@@ -324,6 +326,7 @@ def test_killed_and_resumed_rows_are_those_of_a_training_without_ray_or_kill(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_experiment_ends_with_tables_curves_and_what_made_them(resumed: Killed) -> None:
     folder, printed = resumed.folder, resumed.log.read_text()
     report = (folder / "report.md").read_text()
@@ -344,6 +347,7 @@ def test_experiment_ends_with_tables_curves_and_what_made_them(resumed: Killed) 
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_resume_of_a_finished_experiment_only_writes_its_tables_again(
     resumed: Killed, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -81,7 +81,7 @@ def refused(
         ([*DIGITS, "--aux-weight"], "--aux-weight needs at least one value, got none."),
         ([*DIGITS, "--aux-weight", "log:1:3"], "draw from the range with --search random or"),
         ([*DIGITS, "--preset", "quick"], "Unknown preset 'quick' of mnist. Available: none"),
-        (["atari", "--preset", "quik"], "Unknown preset 'quik' of atari. Available: breakout, "),
+        (["atari", "--preset", "quik"], "Unknown preset 'quik' of atari. Available: atari-100k, "),
         ([*DIGITS, "--seeds", "0"], "--seeds must be 1 or more, got 0."),
         ([*DIGITS, "--at-once", "0"], "--at-once must be 1 or more, got 0."),
         ([*DIGITS, "--gpus-per-trial", "nan"], "--gpus-per-trial must be 0 or more, got nan."),
