@@ -11,7 +11,6 @@ side. Ends with Table IV and Figure 10; experiments/report.py reads the folder a
 """
 
 import dataclasses
-import json
 import os
 import shutil
 import sys
@@ -23,22 +22,30 @@ from typing import Any
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # SweepLog writes the logs
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # no score before a game's end
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # else Ray leaves the token out; read on import
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import ray
-import tyro
 
 from experiments import evaluate, report, sweep
-from rayssl.cli import check_name, check_writable, refuse, remove_empty
+from rayssl.cli import (
+    check_name,
+    check_writable,
+    parse_experiment,
+    provenance,
+    refuse,
+    remove_empty,
+)
 from rayssl.evaluation import export_agent
 from rayssl.jobs import find_job
 from rayssl.rllib.checkpoint import newest_whole_checkpoint
-from rayssl.rllib.start import ray_address, start_ray
+from rayssl.rllib.start import ray_address, record_start, start_ray
 from rayssl.sweeps.axes import Trial
 from rayssl.sweeps.folder import FINISHED, SWEEP, TABLE, SweepFolder, read_trials
 from rayssl.sweeps.paper import GAMES, Arm, ProtocolName, paper_trials
 
-PAPER = "paper.json"  # the options of the first start, in the runs' folder
+SETTINGS = "settings.json"  # options and starts, in the runs' folder
 KEPT = ("progress.csv", "settings.json", "status.json")  # of a training, when it is published
 
 
@@ -84,44 +91,16 @@ class PaperRun:
     """Train no more: copy the logs here, and an agent of each arm to checkpoints/ beside it."""
 
 
+# Where and whether a folder is gone on with, not what runs in it.
 MAY_DIFFER = {"address", "cpus_per_trial", "gpus_per_trial", "at_once", "dry_run", "results_dir",
-              "resume", "publish"}  # fmt: skip
-
-
-def parse(argv: Sequence[str] | None = None) -> PaperRun:
-    """Returns the options; with --resume those of the folder's first start, which may not change.
-
-    Raises:
-      ValueError, FileNotFoundError: for a folder that is not one of this script, or other options.
-    """
-    run = tyro.cli(PaperRun, args=argv)
-    if run.resume is None:
-        if run.publish:
-            raise ValueError("--publish copies what has run: name its folder with --resume.")
-        return run
-    path = run.resume / PAPER
-    if not path.is_file():
-        raise FileNotFoundError(f"{run.resume} is not a folder of paper.py: it holds no {PAPER}.")
-    try:
-        saved = json.loads(path.read_text())
-        saved = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
-        before = PaperRun(**saved | {"results_dir": run.resume.parent})
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}). Start anew with --name.") from error
-    again = tyro.cli(PaperRun, args=argv, default=before)
-    for field in dataclasses.fields(PaperRun):
-        old, new = getattr(before, field.name), getattr(again, field.name)
-        if old != new and field.name not in MAY_DIFFER:
-            raise ValueError(
-                f"{run.resume} was started with {field.name} {old}, got {new}. A resumed folder "
-                "keeps its settings; start another one with --name."
-            )
-    return again
+              "publish"}  # fmt: skip
 
 
 def check(run: PaperRun) -> None:
     """Raises ValueError for options that no runs can have."""
     check_name(run.name)
+    if run.publish and run.resume is None:
+        raise ValueError("--publish copies what has run: name its folder with --resume.")
     for name in ("protocols", "games", "arms"):
         values = getattr(run, name)
         if not values or len(set(values)) < len(values):
@@ -148,7 +127,7 @@ def prepare(run: PaperRun) -> sweep.Sweep:
     check(run)
     job = find_job("atari")
     path = run.resume or run.results_dir / run.name
-    if run.resume is None and ((path / PAPER).exists() or (path / SWEEP).exists()):
+    if run.resume is None and ((path / SETTINGS).exists() or (path / SWEEP).exists()):
         raise FileExistsError(
             f"{path} holds runs already. Go on with --resume {path}, or choose --name."
         )
@@ -194,7 +173,7 @@ def publish(run: PaperRun, folder: SweepFolder) -> None:
     """
     assert run.publish is not None
     check_writable(run.publish)
-    for name in (PAPER, SWEEP, TABLE):
+    for name in (SETTINGS, SWEEP, TABLE):
         shutil.copy2(folder.path / name, run.publish)
     for path in folder.path.glob("random-*-evaluation.json"):
         shutil.copy2(path, run.publish)
@@ -225,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     made: list[Path] = []
     started_here = False
     try:
-        run = parse(argv)
+        run = parse_experiment(PaperRun, argv, MAY_DIFFER)
         own = prepare(run)
         left = 0 if run.publish else len(own.waiting)
         if not run.dry_run:
@@ -245,9 +224,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
             sweep.print_estimate(own, where.at_once)
         return own.folder.rows()
     if run.publish is None:
-        if run.resume is None:
-            saved = json.dumps(dataclasses.asdict(run), default=str, indent=1)
-            (own.folder.path / PAPER).write_text(saved)
+        options = dataclasses.replace(run, resume=None, dry_run=False)
+        record_start(own.folder.path, provenance(options))
         play_random(run, own.folder.path)
     if left:
         print(f"{left} trainings to run -> {own.folder.path}\n{about}", flush=True)

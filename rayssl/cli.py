@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -101,12 +101,17 @@ def saved_settings(run: Path) -> dict[str, Any]:
     return values
 
 
-def parse_experiment(run_type: type[Run], argv: Sequence[str] | None = None) -> Run:
+def parse_experiment(
+    run_type: type[Run],
+    argv: Sequence[str] | None = None,
+    may_differ: Collection[str] = MAY_DIFFER,
+) -> Run:
     """Returns the settings of a command line; with --resume those that the folder was started with.
 
     Args:
       run_type: a dataclass with a field `resume: Path | None`.
       argv: words after the script's name; None: those of this process.
+      may_differ: fields in which a resumed experiment may differ from its start.
     Raises:
       SystemExit: after --help, or with code 2 for an unknown option or value.
       ValueError: if a resumed experiment is asked to change, or its settings.json is damaged.
@@ -129,7 +134,7 @@ def parse_experiment(run_type: type[Run], argv: Sequence[str] | None = None) -> 
     again = tyro.cli(run_type, args=argv, default=saved)
     for name in fields:
         old, new = getattr(saved, name), getattr(again, name)
-        if old != new and name not in MAY_DIFFER:
+        if old != new and name not in may_differ:
             raise ValueError(
                 f"{run.resume} was started with {name} {old}, got {new}. A resumed "
                 "experiment keeps its settings; start another one with --name."

@@ -108,7 +108,7 @@ def test_small_run_goes_to_its_end_and_can_be_published_and_read(
         (["--seeds", "0"], "--seeds must be 1 or more"),
         (["--steps", "1000", "--evaluate-every", "300"], "no multiple of --evaluate-every 300"),
         (["--publish", "there"], "name its folder with --resume"),
-        (["--resume", "nowhere"], "no paper.json"),
+        (["--resume", "nowhere"], "no settings.json"),
         (["--name", "a/b"], "--name must be a plain folder name"),
         (["--evaluate-every", "0"], "--evaluate-every must be 1 or more"),
     ],
@@ -130,7 +130,8 @@ def test_mistakes_are_one_line_and_exit_code_2(
 def test_resumed_folder_keeps_its_settings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "paper.json").write_text(json.dumps({"seeds": 3, "name": tmp_path.name}))
+    saved = {"settings": {"seeds": 3, "name": tmp_path.name}}
+    (tmp_path / "settings.json").write_text(json.dumps(saved))
     with pytest.raises(SystemExit):
         paper.main(["--resume", str(tmp_path), "--seeds", "5"])
     assert "was started with seeds 3, got 5" in capsys.readouterr().err
