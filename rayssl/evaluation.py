@@ -12,7 +12,7 @@ Reads `model.json` and `model.pt` of a checkpoint alone: it needs neither Ray no
 
 import json
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -98,8 +98,8 @@ class Agent:
     @property
     def name(self) -> str:
         """The agent in a few words, e.g. `paper-code, rotation, 1000000 steps`."""
-        named = self.settings["aux_task"]
-        task = "no aux task" if named in (None, "", "none") else named
+        named = trained_with(self.settings)
+        task = "no aux task" if named == "none" else named
         return f"{self.settings['network']}, {task}, {self.settings['env_steps']} steps"
 
     def atari_settings(self, **changes: Any) -> AtariSettings:
@@ -177,13 +177,19 @@ def make_agent(
     return Agent(network, settings, folder, pretext[0], head_paths(aux_task)[pretext[0].name])
 
 
+def trained_with(settings: Mapping[str, Any]) -> str:
+    """Returns the pretext tasks that an agent was trained with, by its `model.json`; `none`."""
+    return str(settings.get("trained_with") or settings.get("aux_task") or "none")
+
+
 def export_agent(checkpoint: str | Path, folder: Path) -> Agent:
     """Writes the weights of a checkpoint to a folder of at most 10 MB; returns the agent in it.
 
     The folder gets `model.safetensors` and `model.json`: what `load_agent` reads, and no more.
     Weights are float32, the checkpoint's bit for bit, where that fits (`nature`), else rounded to
     float16; the aux head is left out where even those are too many. `exported` in model.json says
-    which. The agent that is returned, like any that is loaded, has the weights of the file.
+    which, `trained_with` the task of a head that was left out. The agent that is returned, like any
+    that is loaded, has the weights of the file.
 
     Args:
       checkpoint: as for `load_agent`.
@@ -200,6 +206,7 @@ def export_agent(checkpoint: str | Path, folder: Path) -> Agent:
     if _num_bytes(weights) > EXPORT_BYTES:
         weights = {k: v for k, v in weights.items() if not k.startswith("heads.aux")}
         settings |= {"exported": "float16, without the aux head", "aux_task": None}
+        settings |= {"trained_with": agent.settings["aux_task"]}
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f"{EXPORTED_MODEL}.part"
     save_file(weights, part)

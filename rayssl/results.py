@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 import pandas as pd
 
 from rayssl.envs.atari import game_title
+from rayssl.evaluation import trained_with
 from rayssl.presets import AtariRun
 from rayssl.report import read_epochs, read_run
 from rayssl.training import ClassifierSettings
@@ -517,7 +518,7 @@ def _read_evaluation(path: Path, found: Results, seen: set[Path]) -> None:
             summary = row["summary"]
             found.evaluations.append(Evaluation(
                 game=str(row["game"]), agent=str(row["agent"]),
-                aux_task=str(model.get("aux_task") or "none"),
+                aux_task=trained_with(model),
                 seed=model.get("seed"), env_steps=model.get("env_steps"),
                 epsilon=float(saved["settings"]["epsilon"]), num=int(summary["num"]),
                 mean=float(summary["mean"]), low=summary["ci_low"], high=summary["ci_high"],

@@ -335,6 +335,7 @@ def test_exported_agent_is_below_10_mb_and_plays_as_its_checkpoint(
     exported = export_agent(checkpoint, tmp_path / "small")
     assert exported.checkpoint == tmp_path / "small"
     assert exported.settings["exported"] == how
+    assert exported.name == f"{network}, permutation, 1000 steps"  # whatever heads are left
     files = {path.name: path.stat().st_size for path in (tmp_path / "small").iterdir()}
     assert sorted(files) == ["model.json", "model.safetensors"]
     assert sum(files.values()) < 10_000_000
