@@ -282,7 +282,8 @@ def _draw_panel(axis: Axes, panel: Panel, looks: Mapping[str, tuple[str, str]]) 
     axis.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
     axis.margins(x=0.01)
     if axis.dataLim.width == 0:  # one report: room for its point
-        axis.set_xlim(axis.dataLim.x0 - 1, axis.dataLim.x0 + 1)
+        only = axis.dataLim.x0
+        axis.set_xlim(*((only - 1, only + 1) if panel.whole_x else (0, 1.1 * only)))
     if panel.whole_x:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     else:
