@@ -11,6 +11,10 @@ page that experiments/report.py makes of them, or of its sections, which stand f
 
 A JSON file is one of benchmarks/; the second part names the columns beside each row's name.
 Measured figures stand as median (min to max).
+
+    <!-- report: results/probes-second/pong/table.md -->
+
+A markdown file, which experiments/probe.py or another script wrote, stands as it is.
 """
 
 import json
@@ -51,6 +55,8 @@ def _tables(head: str, root: Path, above: float) -> str:
     folders, *titles = [part.strip() for part in head.split(";")]
     if folders.endswith(".json"):
         return f"\n{_benchmark(root / folders, titles)}\n\n"
+    if folders.endswith(".md"):
+        return f"\n{_file(root / folders).strip()}\n\n"
     results = read_results([root / folder for folder in shlex.split(folders)])
     if results.is_empty:
         raise ValueError(f"A marked block names {folders}: no results could be read there.")
@@ -67,9 +73,7 @@ def _tables(head: str, root: Path, above: float) -> str:
 def _benchmark(path: Path, columns: list[str]) -> str:
     """The rows of a benchmark's file with these columns, separated by commas."""
     names = [name.strip() for part in columns for name in part.split(",")]
-    if not path.is_file():
-        raise ValueError(f"A marked block names {path.name}: there is no such file.")
-    rows = json.loads(path.read_text())
+    rows = json.loads(_file(path))
     unknown = [name for name in names if not any(name in row for row in rows)]
     if unknown or not names:
         known = ", ".join(dict.fromkeys(key for row in rows for key in row))
@@ -77,6 +81,12 @@ def _benchmark(path: Path, columns: list[str]) -> str:
     return markdown_table(
         [{"row": row["name"]} | {name: _figure(row.get(name)) for name in names} for row in rows]
     )
+
+
+def _file(path: Path) -> str:
+    if not path.is_file():
+        raise ValueError(f"A marked block names {path.name}: there is no such file.")
+    return path.read_text(encoding="utf-8")
 
 
 def _figure(value: Any) -> Any:

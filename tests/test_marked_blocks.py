@@ -50,6 +50,13 @@ def test_benchmarks_file_gives_its_rows_with_median_and_range(tmp_path: Path) ->
         remade(block.replace("ms,", "cost,"), tmp_path, above=-5.0)
 
 
+def test_markdown_file_stands_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "table.md").write_text("| a |\n| - |\n| 1 |\n")
+    block = "<!-- report: table.md -->\nold\n<!-- end of report -->"
+    text = "<!-- report: table.md -->\n\n| a |\n| - |\n| 1 |\n\n<!-- end of report -->"
+    assert remade(block, tmp_path, above=-5.0) == (text, 1)
+
+
 def test_script_says_whether_anything_changed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
