@@ -47,6 +47,8 @@ def update(settings: Settings) -> list[dict[str, Any]]:
     try:
         if settings.runs:
             raise ValueError("--update takes the folders that the file names: pass no others.")
+        if not path.is_file():
+            raise FileNotFoundError(f"No file {path}. Pass a markdown file with marked tables.")
         before = path.read_text(encoding="utf-8")
         after, count = remade(before, path.resolve().parent, above=settings.above)
         if after != before:

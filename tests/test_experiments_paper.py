@@ -47,6 +47,7 @@ def test_training_is_evaluated_ten_times_and_at_its_end() -> None:
     run = settings("strict", "pong", "none", steps=200_000)
     assert run.evaluate_every == 20_000
     assert run.steps % run.evaluate_every == 0
+    assert settings("strict", "pong", "none", steps=1_005).evaluate_every == 1_005
 
 
 def test_all_arms_of_the_first_seed_come_before_the_second() -> None:

@@ -87,3 +87,6 @@ def test_block_that_cannot_be_made_is_one_line_and_changes_nothing(
     assert stop.value.code == 2
     assert error in capsys.readouterr().err
     assert file.read_text() == block
+    with pytest.raises(SystemExit):
+        report.main(["--update", str(tmp_path / "gone.md")])
+    assert "Pass a markdown file with marked tables" in capsys.readouterr().err

@@ -52,7 +52,8 @@ def arm_settings(
       arm: `none`, `rotation` or `permutation`.
       seed: of the training.
       steps: agent steps; None: the preset's.
-      evaluate_every: agent steps between two evaluations; None: a tenth of the training.
+      evaluate_every: agent steps between two evaluations; None: a tenth of the training, or its
+        end alone where ten do not divide it.
       evaluation_games: whole games of each.
       num_workers: env runner processes.
       aux_weight: of the pretext loss; None: the preset's.
@@ -63,7 +64,8 @@ def arm_settings(
     values = preset_values(own.preset or game) | {"game": game}
     task = {"permutation": own.sequence}.get(arm, arm)
     total = steps if steps is not None else int(values.get("steps", AtariRun.steps))
-    every = evaluate_every if evaluate_every is not None else total // EVALUATIONS
+    tenth = total // EVALUATIONS if total % EVALUATIONS == 0 else total
+    every = evaluate_every if evaluate_every is not None else tenth
     values |= {
         "aux_task": task, "seed": seed, "steps": total, "evaluate_every": every,
         "evaluation_games": evaluation_games, "num_workers": num_workers,
