@@ -71,28 +71,36 @@ class Settings:
     """Transitions in an update."""
     gpu: bool = False
     """Update on a GPU, and keep the batches there."""
+    cuda_graphs: bool = True
+    """On a GPU, replay whole updates as CUDA graphs."""
+    game: str = GAME
+    """Its number of actions; its states."""
+    tasks: tuple[str, ...] = tuple(available_tasks())
+    """Pretext tasks to measure."""
 
 
 def make_learner(task: str | None, threads: int, settings: Settings) -> AuxDQNLearner:
-    """Returns a learner with the algorithm's default settings, on Breakout's 4 actions."""
-    config = AuxDQNConfig().environment(GAME).auxiliary(task=task, cosine_every=0)
-    config.training(compile_learner=settings.compile, learner_threads=threads)
+    """Returns a learner with the algorithm's default settings, for the game's actions."""
+    config = AuxDQNConfig().environment(settings.game).auxiliary(task=task, cosine_every=0)
+    config.training(
+        compile_learner=settings.compile, learner_threads=threads, cuda_graphs=settings.cuda_graphs
+    )
     config.learners(num_gpus_per_learner=int(settings.gpu))
     config.debugging(seed=settings.seed)
     config.validate()
     spec = config.get_default_rl_module_spec()
     spec.observation_space = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
-    spec.action_space = gym.spaces.Discrete(len(action_set(GAME)))
+    spec.action_space = gym.spaces.Discrete(len(action_set(settings.game)))
     modules = MultiRLModuleSpec(rl_module_specs={DEFAULT_MODULE_ID: spec})
     learner = AuxDQNLearner(config=config, module_spec=modules)
     learner.build()
     return learner
 
 
-def play(steps: int, seed: int) -> FrameReplay:
+def play(game: str, steps: int, seed: int) -> FrameReplay:
     """Returns a replay of random play, `steps` agent steps of each of 8 games."""
     rng = np.random.default_rng(seed)
-    stream = AtariStream(AtariSettings(GAME), seed)
+    stream = AtariStream(AtariSettings(game), seed)
     rows = [stream.step(rng.integers(0, stream.num_actions, stream.num_envs)) for _ in range(steps)]
     stream.close()
     replay = FrameReplay(steps * stream.num_envs, num_lanes=stream.num_envs, n_step=10, seed=seed)
@@ -119,11 +127,12 @@ def parts(settings: Settings, threads: int) -> dict[str, Callable[[], float]]:
 
     Every part has run, and is compiled, when this returns.
     """
-    replay = play(max(100, UPDATES_A_CALL * settings.batch_size // 4), settings.seed)
+    steps = max(100, UPDATES_A_CALL * settings.batch_size // 4)
+    replay = play(settings.game, steps, settings.seed)
     calls = max(1, settings.updates // UPDATES_A_CALL)
 
     def slots(learner: AuxDQNLearner, batch: MultiAgentBatch) -> Callable[[], float]:
-        learner.update(batch, num_updates=UPDATES_A_CALL)
+        learner.update(batch, num_updates=UPDATES_A_CALL)  # compiles, captures
         return lambda: (
             milliseconds(lambda: learner.update(batch, num_updates=UPDATES_A_CALL), calls)
             / UPDATES_A_CALL
@@ -147,7 +156,7 @@ def parts(settings: Settings, threads: int) -> dict[str, Callable[[], float]]:
 
     plain = make_batch(replay, UPDATES_A_CALL, settings)
     made = {"td": slots(make_learner(None, threads, settings), plain)}
-    for task in available_tasks():
+    for task in settings.tasks:
         learner = make_learner(task, threads, settings)
         batch = make_batch(replay, UPDATES_A_CALL, settings, task)
         made[f"td+{task} 1:1"] = slots(learner, batch)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -137,6 +138,23 @@ class MultiHeadNetwork(nn.Module):
             for leaf in ("weight", "bias")
         }
         return {n: p if n in keep else p.to(dtype) for n, p in self.named_parameters()}
+
+    def cast_into(self, kept: dict[str, Tensor], dtype: torch.dtype, device: Any = None) -> None:
+        """Writes what `cast_parameters` returns into `kept`, without gradients.
+
+        Tensors that are there already stay at their address: a CUDA graph knows them by it.
+
+        Args:
+          kept: name -> tensor, empty at first.
+          dtype: as for `cast_parameters`.
+          device: where new tensors lie; None: the parameters' own.
+        """
+        with torch.no_grad():
+            for name, parameter in self.cast_parameters(dtype).items():
+                if name in kept:
+                    kept[name].copy_(parameter)
+                else:
+                    kept[name] = parameter.detach().clone().to(device or parameter.device)
 
     def call_with(self, parameters: dict[str, Tensor], x: Tensor, head: str) -> Tensor:
         """Returns the head's output computed with these parameters in place of the module's own."""

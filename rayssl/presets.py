@@ -90,8 +90,8 @@ class AtariRun:
     """TD updates per agent step, whatever the number of workers."""
     replay_capacity: int = 100_000
     """Transitions kept, 7.06 kB each."""
-    replay_device: Literal["host", "learner"] = "host"
-    """Where their frames lie: in main memory, or in that of the learner's GPU."""
+    replay_device: Literal["auto", "host", "learner"] = "auto"
+    """Where their frames lie: main memory, the learner's GPU, or there if it has room (auto)."""
     learning_starts: int = 3_000
     """Agent steps before the first update."""
     target_every: int = 1_000
@@ -118,6 +118,8 @@ class AtariRun:
     """Arithmetic of trunk and branches; auto: bfloat16 where the hardware has it."""
     compile: bool = True
     """torch.compile the losses (about a minute at the first start)."""
+    cuda_graphs: bool = True
+    """On a GPU, launch whole updates at once (CUDA graphs)."""
     steps_per_report: int = 2_000
     """Agent steps between two rows of the logs."""
     evaluate_every: int = 0

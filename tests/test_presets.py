@@ -16,7 +16,7 @@ from rayssl.tasks import available_tasks
 PLUMBING = {
     "preset", "seed", "num_workers", "num_learners", "num_gpus", "learner_cpus", "address",
     "results_dir", "name", "resume", "checkpoint_every", "save_replay", "replay_device",
-    "compile", "steps_per_report", "evaluate_every", "evaluation_games",
+    "compile", "cuda_graphs", "steps_per_report", "evaluate_every", "evaluation_games",
     "policy", "init_from",  # folders of one's own
 }  # fmt: skip
 # Fields that count something over time or data, and the words that say what.

@@ -11,6 +11,7 @@ from ray import tune
 
 from rayssl.backbones.atari import make_trunk
 from rayssl.cli import check_name
+from rayssl.gpu_sharing import wait_asleep
 from rayssl.jobs import Fit, Job, Row, Write
 from rayssl.presets import PRESETS, AtariRun, preset_values, weights_of
 from rayssl.replay import required_bytes
@@ -52,7 +53,7 @@ def build_config(run: AtariRun) -> AuxDQNConfig:
             prioritized=run.prioritized,
             priority_beta_steps=run.steps, clip_rewards=run.clip_rewards,
             cut_on_life_loss=run.cut_on_life_loss, compute_dtype=run.compute_dtype,
-            compile_learner=run.compile,
+            compile_learner=run.compile, cuda_graphs=run.cuda_graphs,
             steps_per_iteration=min(run.steps_per_report, run.steps),  # a report ends the run
             evaluate_every_steps=run.evaluate_every, games_per_evaluation=run.evaluation_games,
             save_replay=run.save_replay,
@@ -101,6 +102,8 @@ class TrialOfAtari(AuxDQN):
         self._planned = run.steps
         main, *others = config["bundles"]
         algorithm = build_config(replace(run, num_gpus=main.get("GPU", 0)))
+        if 0 < main.get("GPU", 0) < 1:
+            wait_asleep()
         algorithm.num_cpus_for_main_process = algorithm.learner_threads = main["CPU"]
         if run.num_workers:
             algorithm.num_cpus_per_env_runner = others[0]["CPU"]

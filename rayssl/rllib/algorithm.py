@@ -307,10 +307,16 @@ class AuxDQN(Algorithm):
         with self._timed("weights"):
             self._updates_at_push = self._slots
             self._weights_version += 1
+            runners = self.env_runner_group.num_remote_env_runners()
+            if self.learner_group.is_local and not runners:
+                self.env_runner.take_weights(
+                    self.learner_group._learner.module[DEFAULT_MODULE_ID].net
+                )
+                return
             state = self.learner_group.get_state(
                 components=COMPONENT_LEARNER + "/" + COMPONENT_RL_MODULE, inference_only=True
             )[COMPONENT_LEARNER][COMPONENT_RL_MODULE]
-            if self.env_runner_group.num_remote_env_runners():
+            if runners:
                 self._weights_ref = ray.put(state)
             else:
                 self.env_runner.set_state({COMPONENT_RL_MODULE: state})
@@ -447,7 +453,7 @@ class AuxDQN(Algorithm):
     def _make_replay(self, config: AuxDQNConfig) -> FrameReplay:
         size = config.atari_settings().frame_size
         make_frames: Callable[[int, int], FrameStore] = HostFrames
-        if config.replay_device == "learner":
+        if config.replay_device == "learner" or _has_room(config, size * size):
             device = get_device(config, config.num_gpus_per_learner)
             make_frames = partial(DeviceFrames, device=device)
         return FrameReplay(
@@ -479,6 +485,15 @@ _STATE = (
     "_env_steps", "_learn_from_steps", "_slots_before", "_slots", "_counts", "_scores", "_lengths",
     "_life_scores", "_best_life_mean", "_games", "_epsilon", "_updates_at_push", "_evaluated_at",
 )  # fmt: skip
+
+
+def _has_room(config: AuxDQNConfig, pixels: int) -> bool:
+    """Whether replay_device `auto` takes the GPU of a learner in this process."""
+    asked = config.replay_device == "auto" and config.num_gpus_per_learner
+    if not asked or config.num_learners:
+        return False
+    free, _ = torch.cuda.mem_get_info(get_device(config, config.num_gpus_per_learner))
+    return bool(free >= 2 * config.replay_capacity_steps * pixels)
 
 
 def _mean(values: deque[Any]) -> float:

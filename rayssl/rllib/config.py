@@ -16,7 +16,7 @@ from rayssl.tasks import PretextTask, Sequences, make_tasks
 
 TARGET_UNITS = ("steps", "updates")
 OPTIMIZERS = ("shared", "separate")
-REPLAY_DEVICES = ("host", "learner")
+REPLAY_DEVICES = ("auto", "host", "learner")
 DTYPES = ("auto", "float32", "bfloat16")
 CLIPS = ("global_norm", "norm")
 AUGMENTATIONS = ("none", "shift")
@@ -65,7 +65,7 @@ class AuxDQNConfig(AlgorithmConfig):
         self.train_batch_size_per_learner = 32
         self.replay_ratio = 0.25
         self.replay_capacity_steps = 100_000
-        self.replay_device = "host"
+        self.replay_device = "auto"
         self.learning_starts_steps = 3_000
         self.target_update_freq = 1_000
         self.target_update_unit = "steps"
@@ -79,6 +79,7 @@ class AuxDQNConfig(AlgorithmConfig):
         self.cut_on_life_loss = True
         self.compute_dtype = "auto"
         self.compile_learner = True
+        self.cuda_graphs = True
         self.learner_threads = 1
         self.weights_every_updates = 32
         self.steps_per_iteration = 2_000
@@ -182,6 +183,7 @@ class AuxDQNConfig(AlgorithmConfig):
         cut_on_life_loss: bool = NotProvided,
         compute_dtype: str = NotProvided,
         compile_learner: bool = NotProvided,
+        cuda_graphs: bool = NotProvided,
         learner_threads: int = NotProvided,
         weights_every_updates: int = NotProvided,
         steps_per_iteration: int = NotProvided,
@@ -202,8 +204,9 @@ class AuxDQNConfig(AlgorithmConfig):
             per 4 steps).
           replay_capacity_steps: transitions kept, 7.06 kB each.
           replay_device: where their frames lie: `host`, this process's memory, or `learner`, the
-            memory of the learner's GPU, where batches are then rebuilt. With one learner in this
-            process (num_learners=0) only.
+            memory of the learner's GPU, where batches are then rebuilt; that one with one learner
+            in this process (num_learners=0) only. `auto`: `learner` where there is such a GPU with
+            twice as much free memory, else `host`.
           learning_starts_steps: steps before the first update.
           target_update_freq: period of the hard target update, in `target_update_unit`: "steps"
             (times replay_ratio: TD updates) or "updates" (TD updates).
@@ -216,6 +219,8 @@ class AuxDQNConfig(AlgorithmConfig):
           cut_on_life_loss: no bootstrapping across a lost life; games and scores go on.
           compute_dtype: `auto`, `float32` or `bfloat16` (rayssl.rllib.learner.resolve_dtype).
           compile_learner: torch.compile the losses.
+          cuda_graphs: on a GPU, whole updates and the choice of actions as CUDA graphs
+            (rayssl.cuda_graphs), with one learner.
           learner_threads: CPU threads of the learner.
           weights_every_updates: TD updates between two pushes of weights to the runners.
           steps_per_iteration: agent steps of one train() call.
@@ -252,6 +257,7 @@ class AuxDQNConfig(AlgorithmConfig):
             cut_on_life_loss=cut_on_life_loss,
             compute_dtype=compute_dtype,
             compile_learner=compile_learner,
+            cuda_graphs=cuda_graphs,
             learner_threads=learner_threads,
             weights_every_updates=weights_every_updates,
             steps_per_iteration=steps_per_iteration,

@@ -13,8 +13,10 @@ from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.env import INPUT_ENV_SPACES
 from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.utils.checkpoints import Checkpointable
+from ray.rllib.utils.framework import get_device
 from ray.rllib.utils.typing import StateDict
 
+from rayssl.cuda_graphs import CudaGraph
 from rayssl.envs.atari import AtariStream, Game, LifeEpisode, StepRow, action_set
 from rayssl.evaluation import load_policy
 from rayssl.networks import MultiHeadNetwork
@@ -64,7 +66,10 @@ class AtariEnvRunner(EnvRunner, Checkpointable):
         remote = self.worker_index > 0
         if remote:
             torch.set_num_threads(1)
-        self._dtype = resolve_dtype(self.config.compute_dtype, torch.device("cpu"))
+        self._device = self._acting_device()
+        self._dtype = resolve_dtype(self.config.compute_dtype, self._device)
+        on_gpu = self._device.type == "cuda"
+        self._greedy = CudaGraph(self._best_actions, on_gpu and self.config.cuda_graphs)
         self._rng = np.random.default_rng([self._base_seed(), self.worker_index, 1])
         if remote or not self.config.num_env_runners:
             self.make_env()
@@ -86,7 +91,7 @@ class AtariEnvRunner(EnvRunner, Checkpointable):
     def make_module(self) -> None:
         """Builds the acting part of the module: trunk and Q-head."""
         spec = self.config.get_rl_module_spec(spaces=self.get_spaces(), inference_only=True)
-        self.module = spec.build().eval()
+        self.module = spec.build().eval().to(self._device)
         self._cast()
 
     def sample(
@@ -134,11 +139,24 @@ class AtariEnvRunner(EnvRunner, Checkpointable):
         explore = self._rng.random(n) < epsilon
         actions = self._rng.integers(0, self.env.num_actions, n)
         if not explore.all():
+            obs = torch.from_numpy(self.env.obs).to(self._device)
             with torch.inference_mode():
-                obs = torch.from_numpy(self.env.obs)
-                greedy = self._player().call_with(self._params, obs, "q").argmax(dim=1).numpy()
+                greedy = self._greedy(obs)[0].cpu().numpy()
             actions = np.where(explore, actions, greedy)
         return actions
+
+    def _best_actions(self, obs: torch.Tensor) -> tuple[torch.Tensor]:
+        """The first action of largest Q-value in each state, int64 `[N]`."""
+        return (self._player().call_with(self._params, obs, "q").argmax(dim=1),)
+
+    def _acting_device(self) -> torch.device:
+        """The GPU of a learner in this process, if there is one: it has the weights already."""
+        config = self.config
+        alone = not config.num_env_runners and not config.num_learners
+        if self.worker_index or not alone or not config.num_gpus_per_learner:
+            return torch.device("cpu")
+        device: torch.device = get_device(config, config.num_gpus_per_learner)
+        return device
 
     def get_spaces(self) -> dict[str, tuple[gym.Space, gym.Space]]:
         """Returns {module id: (observation space, action space)}."""
@@ -179,6 +197,13 @@ class AtariEnvRunner(EnvRunner, Checkpointable):
             self._rng.bit_generator.state = state["rng"]
         if "stream" in state and self.env is not None:
             self.env.set_state(state["stream"])
+
+    def take_weights(self, net: MultiHeadNetwork) -> None:
+        """Acts with these weights from now on; of a learner in this process, without a detour."""
+        newest = net.state_dict()
+        own = self.module.net.state_dict()
+        torch._foreach_copy_(list(own.values()), [newest[name] for name in own])
+        self._cast()
 
     def get_checkpointable_components(self) -> list[tuple[str, Checkpointable]]:
         """Returns the module."""
@@ -221,7 +246,5 @@ class AtariEnvRunner(EnvRunner, Checkpointable):
 
     def _cast(self) -> None:
         """Casts the weights once, for all steps until they change."""
-        with torch.no_grad():
-            player = self._player().to(memory_format=torch.channels_last)
-            params = player.cast_parameters(self._dtype)
-            self._params = {k: v.detach().clone() for k, v in params.items()}
+        player = self._player().to(memory_format=torch.channels_last)
+        player.cast_into(self._params, self._dtype, self._device)

@@ -14,9 +14,11 @@ checks every parameter for NaN twice, and reduces metrics per update (design.md,
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
@@ -25,6 +27,7 @@ from ray.rllib.utils.typing import StateDict
 from torch import Tensor, nn
 
 from rayssl.augmentation import draw_shifts, shift
+from rayssl.cuda_graphs import CudaGraph
 from rayssl.evaluation import load_trunk
 from rayssl.losses import (
     combined_loss,
@@ -39,6 +42,11 @@ from rayssl.tasks import Sequences
 
 logger = logging.getLogger(__name__)
 DISCOUNTS, WEIGHTS = "discounts", "weights"
+TD_COLUMNS = (
+    Columns.OBS, Columns.NEXT_OBS, Columns.ACTIONS, Columns.REWARDS, DISCOUNTS, WEIGHTS,
+)  # fmt: skip
+TD_FIGURES = ("td_loss", "q_mean", "td_error_abs")
+AUX_FIGURES = ("aux_left_out", "aux_loss", "aux_accuracy")
 Params = dict[str, Tensor]
 
 
@@ -73,6 +81,23 @@ class _Due(NamedTuple):
     data: Sequences
     usable: Tensor
     total: float  # usable samples of all learners
+    total_there: Tensor  # the same on the device
+
+
+class _Drawn(NamedTuple):
+    """A task that has its turn, and what its loss takes."""
+
+    aux: AuxTask
+    inputs: tuple[Tensor, ...]  # usable, total, and what the task drew
+
+
+class _Losses(NamedTuple):
+    """Losses of one update; None for one that it has not."""
+
+    td: Tensor | None
+    aux: Tensor | None
+    td_errors: Tensor | None  # [B]
+    figures: Tensor  # [F, 2], sum and count of each figure that is logged
 
 
 class AuxDQNLearner(TorchLearner):
@@ -100,11 +125,13 @@ class AuxDQNLearner(TorchLearner):
         self._td_updates = 0
         self._aux_updates = 0
         self._since_target_sync = 0
+        self._target_params: Params = {}
         self._td_fn = _Compiled(self._td_forward, config.compile_learner)
         self._aux_fns = {
             aux.head: _Compiled(self._aux_forward(aux), config.compile_learner)
             for aux in self._tasks
         }
+        self._steps: dict[tuple[Any, ...], CudaGraph] = {}
         self._trunk = list(self._net.backbone.parameters())
         if config.init_from:
             self._start_from(config.init_from)
@@ -116,7 +143,7 @@ class AuxDQNLearner(TorchLearner):
         """Registers one Adam for everything, or one for each loss (paper-code.md, "optimizer")."""
         net = self._module[module_id].net
         config = config or self.config
-        adam = {"eps": config.adam_epsilon, "fused": True}
+        adam = {"eps": config.adam_epsilon, "fused": True, "capturable": self._graphs}
         if config.freeze_trunk:
             net.backbone.requires_grad_(False)
         groups = {"shared": [p for p in net.parameters() if p.requires_grad]}
@@ -175,16 +202,11 @@ class AuxDQNLearner(TorchLearner):
         columns = {
             key: self._moved(batch[key])
             for key in (
-                Columns.OBS,
-                Columns.NEXT_OBS,
-                Columns.ACTIONS,
-                Columns.REWARDS,
-                DISCOUNTS,
-                WEIGHTS,
+                *TD_COLUMNS,
                 *(key for key in batch if key.startswith((f"{TD_ROWS}/", f"{REWARDING_ROWS}/"))),
             )
         }
-        self._stats: dict[str, list[Tensor]] = defaultdict(list)
+        self._stats: dict[tuple[str, ...], list[Tensor]] = defaultdict(list)
         size, left_over = divmod(len(columns[Columns.ACTIONS]), num_updates)
         if left_over or not size:
             raise ValueError(
@@ -213,7 +235,15 @@ class AuxDQNLearner(TorchLearner):
         self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]
     ) -> Tensor:
         """Returns the TD loss of a batch, for RLlib's tools; `update` does not go through it."""
-        return self._td_loss(batch)[0]
+        loss = self._losses([batch[key] for key in TD_COLUMNS], ()).td
+        assert loss is not None
+        return loss
+
+    @property
+    def _graphs(self) -> bool:
+        """Whether updates run as CUDA graphs: on a GPU, and without others to average with."""
+        on_gpu: bool = self._device.type == "cuda"
+        return on_gpu and self.config.cuda_graphs and not self.distributed
 
     def _moved(self, column: Any) -> Tensor:
         """A column on the learner's device; to a GPU from page-locked memory, without waiting."""
@@ -245,10 +275,16 @@ class AuxDQNLearner(TorchLearner):
         totals = torch.stack([each.sum() for each in usable]).float()
         if self.distributed:
             torch.distributed.all_reduce(totals)
-        found = iter(
-            _Due(*pair, *rest) for pair, *rest in zip(pairs, usable, totals.tolist(), strict=True)
-        )
-        return [[next(found) for _ in slot] for slot in slots]
+        found = [
+            _Due(*pair, *rest)
+            for pair, *rest in zip(pairs, usable, totals.tolist(), totals, strict=True)
+        ]
+        for each in found:
+            if not each.total:
+                left_out = torch.ones((1, 2), device=self._device)
+                self._stats[(f"aux_left_out{each.aux.suffix}",)].append(left_out)
+        rest = iter(found)
+        return [[next(rest) for _ in slot] for slot in slots]
 
     def _run_slot(self, batch: dict[str, Tensor], due: list[_Due]) -> Tensor:
         """Makes the updates that the schedule has for this slot; returns TD errors `[B]`."""
@@ -287,31 +323,24 @@ class AuxDQNLearner(TorchLearner):
         return batch | shifted
 
     def _td_update(self, batch: dict[str, Tensor]) -> Tensor:
-        loss, td_errors = self._td_loss(batch)
-        self._step(loss, "td")
+        td_errors = self._step(batch, ())
+        assert td_errors is not None
         self._count_td_update()
         return td_errors
 
     def _joint_update(self, batch: dict[str, Tensor], due: list[_Due]) -> Tensor:
-        loss, td_errors = self._td_loss(batch)
-        aux_loss = self._aux_loss(due)
-        if aux_loss is not None:
-            loss = combined_loss(loss, aux_loss, self.config.top_aux_weight)
-        self._step(loss, "td")
-        if aux_loss is not None:
+        td_errors = self._step(batch, self._drawn(due))
+        assert td_errors is not None
+        if any(each.total for each in due):
             self._count_aux_update(due)
         self._count_td_update()
         return td_errors
 
     def _aux_update(self, due: list[_Due]) -> None:
-        loss = self._aux_loss(due)
-        if loss is None:
-            return  # a step would still move the weights: by Adam's momentum
-        # An Adam of its own divides a factor of the loss away again: there the weight is in its
-        # learning rate (configure_optimizers_for_module), with the shared one in the loss.
-        shared = self.config.optimizers == "shared"
-        self._step(loss * self.config.top_aux_weight if shared else loss, "aux")
-        self._count_aux_update(due)
+        drawn = self._drawn(due)
+        if drawn:  # else a step would still move the weights: by Adam's momentum
+            self._step(None, drawn)
+            self._count_aux_update(due)
 
     def _count_aux_update(self, due: list[_Due]) -> None:
         """Counts an aux update; the target encoders of its tasks follow the trained weights."""
@@ -320,46 +349,17 @@ class AuxDQNLearner(TorchLearner):
             if each.total and each.aux.task.target_rate is not None:
                 self._module[DEFAULT_MODULE_ID].follow(each.aux, each.aux.task.target_rate)
 
-    def _td_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        loss, td_errors, q_mean = self._td_fn(
-            self._target_params,
-            batch[Columns.OBS],
-            batch[Columns.NEXT_OBS],
-            batch[Columns.ACTIONS],
-            batch[Columns.REWARDS],
-            batch[DISCOUNTS],
-            batch[WEIGHTS],
-        )
-        self._log(td_loss=loss, q_mean=q_mean, td_error_abs=td_errors.abs().mean())
-        return loss, td_errors.detach()
+    def _drawn(self, due: list[_Due]) -> tuple[_Drawn, ...]:
+        """What the tasks draw; without those of which no learner's sample is usable.
 
-    def _aux_loss(self, due: list[_Due]) -> Tensor | None:
-        """This learner's part of the tasks' losses; None if no learner's sample is usable.
-
-        Each loss has its weight relative to the largest one, which the caller puts on the sum.
+        All learners see the same total, so all skip a task or none does.
         """
-        total = None
-        for each in due:
-            loss = self._task_loss(each)
-            if loss is not None:
-                share = each.aux.weight / self.config.top_aux_weight
-                total = loss * share if total is None else total + loss * share
-        return total
-
-    def _task_loss(self, due: _Due) -> Tensor | None:
-        aux, data, usable, total = due
-        drawn = self._draw(aux, data)
-        own = usable.sum().float()
-        self._log(**{f"aux_left_out{aux.suffix}": 1 - own / len(usable)})
-        if not total:  # all learners see the same total, so all skip the step or none does
-            return None
-        # From the mean over own usable samples to a part of the mean over all learners' ones: the
-        # mean of these parts is what gradients are averaged to.
-        scale = own * (self._world_size() / total)
-        loss, correct = self._aux_fns[aux.head](usable, scale, *drawn)
-        self._log(**{f"aux_loss{aux.suffix}": loss})
-        self._stats[f"aux_accuracy{aux.suffix}"].append(torch.stack([correct, own]))
-        return loss
+        drawn = [(each, self._draw(each.aux, each.data)) for each in due]
+        return tuple(
+            _Drawn(each.aux, (each.usable, each.total_there, *inputs))
+            for each, inputs in drawn
+            if each.total
+        )
 
     def _draw(self, aux: AuxTask, data: Sequences) -> tuple[Tensor, ...]:
         """The inputs that the task draws from this learner's shard.
@@ -408,7 +408,79 @@ class AuxDQNLearner(TorchLearner):
 
         return forward
 
-    def _step(self, loss: Tensor, optimizer: str) -> None:
+    def _step(self, batch: dict[str, Tensor] | None, drawn: tuple[_Drawn, ...]) -> Tensor | None:
+        """One gradient step on the TD loss, the aux losses, or both; returns TD errors `[B]`."""
+        kind = (batch is not None, *((each.aux.head, len(each.inputs)) for each in drawn))
+        if kind not in self._steps:
+            counts = [(each.aux, len(each.inputs)) for each in drawn]
+            self._steps[kind] = CudaGraph(self._make_step(batch is not None, counts), self._graphs)
+        columns = [] if batch is None else [batch[name] for name in TD_COLUMNS]
+        inputs = [x for each in drawn for x in each.inputs]
+        figures, *td_errors = self._steps[kind](*columns, *inputs)
+        names: tuple[str, ...] = () if batch is None else TD_FIGURES
+        names += tuple(f"{name}{each.aux.suffix}" for each in drawn for name in AUX_FIGURES)
+        self._stats[names].append(figures)
+        return td_errors[0] if td_errors else None
+
+    def _make_step(
+        self, with_td: bool, counts: Sequence[tuple[AuxTask, int]]
+    ) -> Callable[..., tuple[Tensor, ...]]:
+        """Returns a gradient step as a function of tensors alone: the TD columns, then each task's.
+
+        It returns the figures that are logged and, with TD, the TD errors.
+        """
+
+        def step(*inputs: Tensor) -> tuple[Tensor, ...]:
+            given = iter(inputs)
+            columns = list(islice(given, len(TD_COLUMNS))) if with_td else []
+            drawn = [_Drawn(aux, tuple(islice(given, count))) for aux, count in counts]
+            losses = self._losses(columns, drawn)
+            self._descend(self._combined(losses), "td" if with_td else "aux")
+            if losses.td_errors is None:
+                return (losses.figures,)
+            return losses.figures, losses.td_errors.detach()
+
+        return step
+
+    def _losses(self, td_columns: Sequence[Tensor], drawn: Sequence[_Drawn]) -> _Losses:
+        """The losses of one update at the present weights, and the figures that are logged of it.
+
+        The aux loss is this learner's part of the tasks' losses; each has its weight relative to
+        the largest one.
+        """
+        td, td_errors, aux_loss = None, None, None
+        figures: list[tuple[Tensor, Tensor]] = []  # sum and count of each
+        one = torch.ones((), device=self._device)
+        if td_columns:
+            td, td_errors, q_mean = self._td_fn(self._target_params, *td_columns)
+            figures += [(td, one), (q_mean, one), (td_errors.abs().mean(), one)]
+        for aux, (usable, total, *inputs) in drawn:
+            own = usable.sum().float()
+            # From the mean over own usable samples to a part of the mean over all learners' ones:
+            # the mean of these parts is what gradients are averaged to.
+            scale = own * (self._world_size() / total)
+            loss, correct = self._aux_fns[aux.head](usable, scale, *inputs)
+            figures += [(1 - own / len(usable), one), (loss, one), (correct, own)]
+            part = loss * (aux.weight / self.config.top_aux_weight)
+            aux_loss = part if aux_loss is None else aux_loss + part
+        pairs = torch.stack([torch.stack(pair) for pair in figures]).detach()
+        return _Losses(td, aux_loss, td_errors, pairs)
+
+    def _combined(self, losses: _Losses) -> Tensor:
+        """The loss of an update, eq. (3).
+
+        An Adam of the aux loss's own divides a factor of the loss away again: there the weight is
+        in its learning rate (configure_optimizers_for_module), with the shared one in the loss.
+        """
+        weight = self.config.top_aux_weight
+        if losses.aux is None:
+            assert losses.td is not None
+            return losses.td
+        if losses.td is None:
+            return losses.aux * weight if self.config.optimizers == "shared" else losses.aux
+        return combined_loss(losses.td, losses.aux, weight)
+
+    def _descend(self, loss: Tensor, optimizer: str) -> None:
         """Back-propagates, averages over learners, clips, and steps the loss's optimizer."""
         name = "shared" if self.config.optimizers == "shared" else optimizer
         adam = self.get_optimizer(DEFAULT_MODULE_ID, name)
@@ -435,9 +507,7 @@ class AuxDQNLearner(TorchLearner):
 
     def _cast_target(self) -> None:
         """Casts the target's weights once, for all updates until it changes again."""
-        with torch.no_grad():
-            params = self._module[DEFAULT_MODULE_ID].target.cast_parameters(self._dtype)
-            self._target_params = {k: v.detach().clone() for k, v in params.items()}
+        self._module[DEFAULT_MODULE_ID].target.cast_into(self._target_params, self._dtype)
 
     def _cosine_due(self, updates: tuple[str, ...]) -> bool:
         every = self.config.cosine_every
@@ -447,38 +517,36 @@ class AuxDQNLearner(TorchLearner):
 
     def _log_cosine(self, batch: dict[str, Tensor], due: list[_Due]) -> None:
         """Logs the cosine of TD and aux gradients on the trunk, both at the present weights."""
-        state, kept = self._generator.get_state(), self._stats
-        self._stats = defaultdict(list)  # what the measurement logs itself is dropped
-        losses = [self._td_loss(batch)[0], self._aux_loss(due)]
+        state = self._generator.get_state()
+        losses = self._losses([batch[name] for name in TD_COLUMNS], self._drawn(due))
+        self._generator.set_state(state)  # the updates draw as if nothing had been measured
+        if losses.td is None or losses.aux is None:
+            return
         grads = [
             torch.autograd.grad(loss, self._trunk, allow_unused=True)
-            for loss in losses
-            if loss is not None
+            for loss in (losses.td, losses.aux)
         ]
-        self._generator.set_state(state)  # the updates draw as if nothing had been measured
-        self._stats = kept
-        if len(grads) == 2:
-            # A task may stand on an inner layer and leave those above it alone.
-            both = [pair for pair in zip(*grads, strict=True) if None not in pair]
-            self._log(gradient_cosine=gradient_cosine(*map(list, zip(*both, strict=True))))
-
-    def _log(self, **values: Tensor) -> None:
-        for name, value in values.items():
-            self._stats[name].append(torch.stack([value.detach(), torch.ones_like(value)]))
+        # A task may stand on an inner layer and leave those above it alone.
+        both = [pair for pair in zip(*grads, strict=True) if None not in pair]
+        cosine = gradient_cosine(*map(list, zip(*both, strict=True)))
+        pair = torch.stack([cosine, torch.ones_like(cosine)])[None]
+        self._stats[("gradient_cosine",)].append(pair)
 
     def _reduced_stats(self) -> dict[str, tuple[float, float]]:
         """{name: (sum, count)} of this call; refuses losses that are not finite."""
         if not self._stats:
             return {}
-        sums = torch.stack([torch.stack(pairs).sum(dim=0) for pairs in self._stats.values()])
-        stats = {}
-        for name, (total, count) in zip(self._stats, sums.tolist(), strict=True):
+        names = [name for group in self._stats for name in group]
+        sums = torch.cat([torch.stack(pairs).sum(dim=0) for pairs in self._stats.values()])
+        stats: dict[str, tuple[float, float]] = {}
+        for name, (total, count) in zip(names, sums.tolist(), strict=True):
             if not math.isfinite(total):
                 raise FloatingPointError(
                     f"{name} is {total} after {self._td_updates} TD and {self._aux_updates} aux "
                     "updates. Lower --lr or --aux-weight, or use --compute-dtype float32."
                 )
-            stats[name] = (total, count)
+            before = stats.get(name, (0.0, 0.0))
+            stats[name] = (before[0] + total, before[1] + count)
         return stats
 
     def _rank(self) -> int:
@@ -508,10 +576,18 @@ class AuxDQNLearner(TorchLearner):
             own = state["rayssl"]
             for name in _COUNTERS:  # before there were several tasks, nobody counted turns
                 setattr(self, name, own.get(name, 0) if name == "_turn" else own[name])
-            self._generator.set_state(torch.from_numpy(own["generator"].copy()))
+            self._go_on(self._generator, own["generator"])
             if "shifts" in own:
-                self._shifts.set_state(torch.from_numpy(own["shifts"].copy()))
+                self._go_on(self._shifts, own["shifts"])
+        self._steps.clear()  # graphs know the optimizers' old states by their addresses
         self._cast_target()
+
+    def _go_on(self, generator: torch.Generator, saved: np.ndarray) -> None:
+        """Restores a generator; one of another kind of device starts anew, from the slots done."""
+        if len(saved) == len(generator.get_state()):
+            generator.set_state(torch.from_numpy(saved.copy()))
+        else:  # 5,056 bytes on a CPU, 16 on a GPU
+            generator.manual_seed(generator.initial_seed() + self._slot)
 
     def _set_optimizer_state(self, state: StateDict) -> None:
         """Restores Adam's moments, each laid out in memory as its parameter is.
@@ -521,6 +597,8 @@ class AuxDQNLearner(TorchLearner):
         """
         super()._set_optimizer_state(state)
         for adam in self._named_optimizers.values():
+            for group in adam.param_groups:
+                group["capturable"] = self._graphs  # not that of the device it was saved on
             for param, values in adam.state.items():
                 for name, value in values.items():
                     if value.shape == param.shape:

@@ -64,13 +64,13 @@ def followers_of(learner: AuxDQNLearner) -> dict[str, Tensor]:
 def record_tasks(learner: AuxDQNLearner) -> list[str]:
     """Writes down the optimizer steps and, before each, the tasks whose loss goes into it."""
     tape = record_tape(learner)
-    loss_of = learner._task_loss
+    losses_of = learner._losses
 
-    def recorded(due: Any) -> Tensor | None:
-        tape.append(due.aux.task.name)
-        return loss_of(due)
+    def recorded(columns: Any, drawn: Any) -> Any:
+        tape.extend(each.aux.task.name for each in drawn)
+        return losses_of(columns, drawn)
 
-    learner._task_loss = recorded  # type: ignore[method-assign]
+    learner._losses = recorded  # type: ignore[method-assign, assignment]
     return tape
 
 
@@ -163,13 +163,13 @@ def test_sum_is_the_weighted_sum_of_the_tasks_losses(schedule: str) -> None:
     }  # fmt: skip
     learner = make_learner(auxiliary)
     handed: list[float] = []
-    step = learner._step
+    descend = learner._descend
 
     def kept(loss: Tensor, optimizer: str) -> None:
         handed.append(float(loss.detach()))
-        step(loss, optimizer)
+        descend(loss, optimizer)
 
-    learner._step = kept  # type: ignore[method-assign]
+    learner._descend = kept  # type: ignore[method-assign]
     stats = {name: total / count for name, (total, count) in update(learner)["stats"].items()}
     expected = 0.5 * stats["aux_loss/permutation"] + 0.1 * stats["aux_loss/inverse"]
     expected += stats["td_loss"] if schedule == "joint" else 0

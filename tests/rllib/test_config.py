@@ -335,7 +335,9 @@ def test_frames_on_the_learners_device_need_the_learner_in_the_algorithms_proces
     with pytest.raises(ValueError, match=r"got num_learners=2\. Use num_learners=0, or replay_"):
         config.validate()
     training(replay_device="learner").validate()
-    with pytest.raises(ValueError, match="Unknown replay_device 'gpu'. Available: host, learner"):
+    with pytest.raises(
+        ValueError, match="Unknown replay_device 'gpu'. Available: auto, host, learner"
+    ):
         training(replay_device="gpu").validate()
 
 

@@ -27,19 +27,24 @@ TARGET = {"target_update_unit": "updates", "target_update_freq": NEVER}
 torch.set_num_threads(1)
 
 
-def make_config(auxiliary: dict[str, Any] | None = None, **training: Any) -> AuxDQNConfig:
+def make_config(
+    auxiliary: dict[str, Any] | None = None, *, num_gpus: int = 0, **training: Any
+) -> AuxDQNConfig:
     settings: dict[str, Any] = {"network": "nature", "lr": 1e-3, "grad_clip": 10.0} | TARGET
     settings |= {"compile_learner": False, "compute_dtype": "float32"}
     config = AuxDQNConfig().environment("pong", env_config={"frame_size": SIZE})
     config.auxiliary(**({"task": "permutation", "cosine_every": 0} | (auxiliary or {})))
     config.training(**(settings | training))
+    config.learners(num_gpus_per_learner=num_gpus)
     config.debugging(seed=0)
     config.validate()
     return config
 
 
-def make_learner(auxiliary: dict[str, Any] | None = None, **training: Any) -> AuxDQNLearner:
-    config = make_config(auxiliary, **training)
+def make_learner(
+    auxiliary: dict[str, Any] | None = None, *, num_gpus: int = 0, **training: Any
+) -> AuxDQNLearner:
+    config = make_config(auxiliary, num_gpus=num_gpus, **training)
     spec = config.get_default_rl_module_spec()
     spec.observation_space = gym.spaces.Box(0, 255, (4, SIZE, SIZE), np.uint8)
     spec.action_space = gym.spaces.Discrete(ACTIONS)
@@ -96,13 +101,13 @@ def none_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 def record_tape(learner: AuxDQNLearner) -> list[str]:
     """Writes down the optimizer steps, in order, by the loss that they are of."""
     tape: list[str] = []
-    step: Callable[[Tensor, str], None] = learner._step
+    descend: Callable[[Tensor, str], None] = learner._descend
 
     def recorded(loss: Tensor, optimizer: str) -> None:
         tape.append(optimizer)
-        step(loss, optimizer)
+        descend(loss, optimizer)
 
-    learner._step = recorded  # type: ignore[method-assign]
+    learner._descend = recorded  # type: ignore[method-assign]
     return tape
 
 
@@ -584,7 +589,7 @@ def test_bfloat16_gradients_point_where_float32_gradients_do() -> None:
             kept = torch.cat([g.flatten() for g in found if g is not None])
             gradients[learner.config.compute_dtype].append(kept)
 
-        learner._step = keep  # type: ignore[method-assign]
+        learner._descend = keep  # type: ignore[method-assign]
         update(learner)
     for exact, rounded in zip(*gradients.values(), strict=True):  # of the TD and the aux loss
         assert exact.dtype == rounded.dtype == torch.float32
