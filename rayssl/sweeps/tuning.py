@@ -7,11 +7,13 @@ has happened is read from the trials' folders, and every start is a new Tune run
 import json
 import logging
 import math
+import os
 import shutil
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,10 +34,29 @@ from rayssl.sweeps.axes import Axes, LogRange, Trial, settings_to_json, trials_o
 from rayssl.sweeps.folder import FAILED, FINISHED, LOST, STOPPED, WAITING, SweepFolder
 from rayssl.sweeps.hparams import write_hparams
 
+PENDING = "TUNE_MAX_PENDING_TRIALS_PG"
 OBJECTIVE = "objective"  # in every result: what searchers and schedulers judge by
 RETRIES = 3  # of a trial whose process or node died
 REDUCTION = 3  # of ASHA: the share of trials that goes on at each rung is a third
 LINE_EVERY_S = 20.0
+
+
+@contextmanager
+def starting_together(trials: int) -> Iterator[None]:
+    """Lets Tune start the processes of so many trials side by side.
+
+    Of a custom search it would start each only when the one before it is up.
+    A searcher that learns from results is asked for one trial after the other, as before.
+
+    Source: ray/tune/execution/tune_controller.py, `_get_max_pending_trials`.
+    """
+    before = os.environ.get(PENDING)
+    os.environ.setdefault(PENDING, str(trials))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[PENDING]
 
 
 @dataclass(frozen=True)
@@ -534,7 +555,7 @@ def run_trials(
     every = min(map(job.checkpoint_every, examples))
     at_once = place.at_once if place.limited else None
     queue = TrialQueue(configs(waiting), draw if draws else None, at_once, job.mode)
-    tune.Tuner(
+    tuner = tune.Tuner(
         as_trial(job.trainable(examples), job),
         tune_config=tune.TuneConfig(
             search_alg=queue,
@@ -559,5 +580,7 @@ def run_trials(
             ],
             verbose=0,
         ),
-    ).fit()
+    )
+    with starting_together(place.at_once if draws is None else 1):
+        tuner.fit()
     sys.stdout.flush()
