@@ -178,7 +178,15 @@ def provenance(settings: Any) -> dict[str, Any]:
         # From the packages' metadata: importing Ray is for rllib/ alone.
         "versions": {"python": sys.version.split()[0]} | {n: version(n) for n in ("torch", "ray")},
         "cpus": os.cpu_count(),
+        "gpu": gpu_name(),
     }
+
+
+def gpu_name() -> str | None:
+    """Returns the name of the first GPU that PyTorch can use; None if there is none."""
+    import torch  # not for those who only read results
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def git_commit(folder: Path | None = None) -> str | None:
