@@ -78,10 +78,11 @@ class AuxGuess(NamedTuple):
 
 @dataclass(frozen=True)
 class Agent:
-    """A trained network with what it takes to let it play, float32 on the CPU.
+    """A trained network with what it takes to let it play, float32.
 
     Attributes:
-      network: heads "q" and those of the aux tasks; in evaluation mode.
+      network: heads "q" and those of the aux tasks; in evaluation mode, on the CPU unless it is
+        moved.
       settings: the checkpoint's `model.json`.
       checkpoint: the folder that it was read from.
       task: the (first) pretext task that was trained, whose head gives labels to single states;
@@ -108,8 +109,10 @@ class Agent:
 
     def q_values(self, obs: np.ndarray) -> np.ndarray:
         """Returns Q(s, a), float32 `[N, A]`, of states uint8 `[N, stack, size, size]`."""
+        device = next(self.network.parameters()).device
         with torch.inference_mode():
-            values: np.ndarray = self.network(torch.from_numpy(obs), head="q").numpy()
+            q = self.network(torch.from_numpy(obs).to(device), head="q")
+        values: np.ndarray = q.cpu().numpy()
         return values
 
     def aux_guess(self, obs: np.ndarray, *, generator: torch.Generator) -> AuxGuess | None:

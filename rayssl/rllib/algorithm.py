@@ -138,6 +138,8 @@ class AuxDQN(Algorithm):
         """
         weights = {k: v for k, v in self.model_state().items() if k.startswith(ACTING)}
         agent = make_agent(self.model_settings() | {"aux_task": None}, weights)
+        if self.learner_group.is_local:  # where it learns
+            agent.network.to(self.learner_group._learner._device)
         settings = self.config.atari_settings()
         return evaluation_figures(
             agent,
