@@ -89,6 +89,8 @@ CLAIMS: Final = (
           "below"),
     Claim("Rotation hurts on Breakout", "Table IV: 7.6 beside 9.9", "atari", "Breakout", ROTATION,
           "below"),
+    Claim("Sequence prediction helps on Breakout", "Table IV: 14.9 beside 9.9", "atari", "Breakout",
+          SEQUENCE, "above"),
     Claim("Sequence prediction almost doubles Breakout", "Table IV: 14.9 is 1.5 x 9.9", "atari",
           "Breakout", SEQUENCE, "above", scale=1.5),
     Claim("Sequence prediction does not hurt Pong", "Table IV: 18.2 beside 20.0", "atari", "Pong",
