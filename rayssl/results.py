@@ -35,7 +35,8 @@ USUAL: Final = {
 HOUSEKEEPING: Final = {
     "seed", "seeds", "name", "results_dir", "resume", "address", "num_workers", "num_learners",
     "num_gpus", "num_cpus", "learner_cpus", "checkpoint_every", "save_replay", "data_dir", "verify",
-    "compile", "steps_per_report", "evaluate_every", "evaluation_games", "preset", "game",
+    "compile", "cuda_graphs", "replay_device", "steps_per_report", "evaluate_every",
+    "evaluation_games", "preset", "game",
     "dataset", "trial", "restore_from",
 }  # fmt: skip
 SWEEP, TRIALS, SETTINGS = "sweep.json", "trials.csv", "settings.json"
