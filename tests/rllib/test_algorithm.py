@@ -219,6 +219,7 @@ def test_iterations_end_where_runners_outrun_the_learner(
     assert np.diff(steps).max() <= 96 + 3 * in_flight
 
 
+@pytest.mark.long
 def test_killed_runner_is_replaced_and_the_run_goes_on(build: Build) -> None:
     algo = build(make_config(runners=2))
     algo.train()
@@ -294,6 +295,7 @@ def test_model_file_holds_the_acting_weights_without_pickle(build: Build, tmp_pa
     assert any(name.startswith("heads.aux") for name in state)
 
 
+@pytest.mark.long
 def test_two_learners_share_every_batch(build: Build) -> None:
     config = make_config().learners(num_learners=2, num_cpus_per_learner=0.5)
     algo = build(config)
