@@ -35,8 +35,8 @@ class Settings:
 
     parts: Path = Path("benchmarks/results/parts.json")
     """What parts.py saved."""
-    gpu: Path | None = None
-    """What `update_cost.py --gpu` saved, for the rows of machines with a GPU."""
+    gpu: Path = Path("benchmarks/results/update_cost_gpu.json")
+    """What `update_cost.py --gpu` saved, for the rows of machines with a GPU; may be missing."""
     out: Path = Path("docs/scaling.md")
     """The page."""
 
@@ -145,7 +145,24 @@ def points(rows: Sequence[dict[str, Any]], parts: Parts, cores: int) -> list[dic
     return found
 
 
-def page(rows: Sequence[dict[str, Any]], gpu_updates_per_s: float | None, source: str) -> str:
+class Gpu(NamedTuple):
+    """TD updates/s that a GPU makes at batch 32, and where that was measured."""
+
+    updates_per_s: float
+    source: str
+
+
+def read_gpu(path: Path) -> Gpu | None:
+    """Returns the figure of a file of `update_cost.py --gpu`; None if there is none."""
+    if not path.is_file():
+        return None
+    td = next(row for row in json.loads(path.read_text()) if row["name"] == "td")
+    run = td["run"]
+    source = f"`{path.as_posix()}` ({run.get('gpu')}, commit {run['commit']})"
+    return Gpu(float(td["updates_per_s"]["median"]), source)
+
+
+def page(rows: Sequence[dict[str, Any]], gpu: Gpu | None, source: str) -> str:
     """Returns the page, markdown."""
     parts, run = read_parts(rows), rows[0]["run"]
     cores = run["machine"]["usable_cores"]
@@ -154,7 +171,9 @@ def page(rows: Sequence[dict[str, Any]], gpu_updates_per_s: float | None, source
         for row in rows
         if not row["name"].startswith(POINT)
     ]
-    gpu = "" if gpu_updates_per_s else " No GPU was at hand: its rows say what would follow."
+    told = " No GPU was at hand: its rows say what would follow."
+    if gpu:
+        told = f" The GPU's updates/s: {gpu.source}; such a machine as a whole was not measured."
     return f"""# How far it scales
 
 Written by `python benchmarks/scaling.py` from `{source}` ({run["machine"]["cpu"]}, {cores} cores,
@@ -178,9 +197,9 @@ Whole trainings on this machine beside that prediction:
 
 {markdown_table(points(rows, parts, cores))}
 
-From how many workers on the learner is the limit: `learner / runner`.{gpu}
+From how many workers on the learner is the limit: `learner / runner`.{told}
 
-{markdown_table(machines(parts, cores, gpu_updates_per_s))}
+{markdown_table(machines(parts, cores, gpu and gpu.updates_per_s))}
 
 More workers than fill the learner only wait: requests are held back, so the replay ratio holds.
 """
@@ -196,11 +215,7 @@ def main(argv: Sequence[str] | None = None) -> str:
                 f"{settings.parts}"
             )
         rows = json.loads(settings.parts.read_text())
-        updates = None
-        if settings.gpu:
-            td = next(r for r in json.loads(settings.gpu.read_text()) if r["name"] == "td")
-            updates = float(td["updates_per_s"]["median"])
-        text = page(rows, updates, settings.parts.as_posix())
+        text = page(rows, read_gpu(settings.gpu), settings.parts.as_posix())
         settings.out.parent.mkdir(parents=True, exist_ok=True)
         settings.out.write_text(text)
     except (OSError, ValueError, StopIteration) as error:

@@ -253,15 +253,21 @@ def test_scaling_writes_measured_points_beside_predictions(tmp_path: Path) -> No
     run = measure.run_facts(parts.Settings()) | {"threads": 2}
     run["machine"]["usable_cores"] = 1
     rows = [row | {"run": run} for row in parts.table_rows(figures)]
-    path, out = tmp_path / "parts.json", tmp_path / "page.md"
+    path, gpu, out = (tmp_path / name for name in ("parts.json", "gpu.json", "page.md"))
     path.write_text(json.dumps(rows))
-    text = scaling.main(["--parts", str(path), "--out", str(out)])
+    words = ["--parts", str(path), "--gpu", str(gpu), "--out", str(out)]
+    text = scaling.main(words)
     assert out.read_text() == text
     assert "| 1       | 60                   | 76.9      | 0.78 " in text  # 60 * 0.013
     assert "if a GPU made 1,000 updates/s: not measured" in text
+    td = {"name": "td", "updates_per_s": {"median": 250.0}, "run": run | {"gpu": "A GPU"}}
+    gpu.write_text(json.dumps([td]))
+    text = scaling.main(words)
+    assert "250 updates/s, measured" in text
+    assert "(A GPU, commit" in text
     path.write_text(json.dumps(rows[:1]))
     with pytest.raises(SystemExit):
-        scaling.main(["--parts", str(path), "--out", str(out)])
+        scaling.main(words)
     assert out.read_text() == text, "a bad file must not replace the page"
 
 
