@@ -10,7 +10,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.measure import milliseconds, report, run_facts, spread, turn_about
 from rayssl.attribution import smoothgrad
 from rayssl.backbones.resnet50 import ResNet50
+from rayssl.cli import refuse
 from rayssl.networks import make_atari_network
 
 COLUMNS = ("name", "maps_per_s", "claim")
@@ -38,7 +39,7 @@ class Settings:
     """Noisy copies at once."""
     repeats: int = 5
     """Turns that each network gets."""
-    device: str = "cpu"
+    device: Literal["cpu", "cuda"] = "cpu"
     """Where the maps are computed: cpu or cuda."""
     json: Path | None = None
     """File for all figures: a list with one object a row."""
@@ -63,6 +64,8 @@ def subjects(device: str) -> dict[str, tuple[Callable[[Tensor], Tensor], Tensor]
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Measures, prints a table, and returns the rows that it saves."""
     settings = tyro.cli(Settings, args=argv)
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        refuse("--device cuda needs a GPU that PyTorch can use, and there is none. Leave it out.")
     torch.manual_seed(settings.seed)
     facts = run_facts(settings)
 

@@ -21,7 +21,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.measure import STEPS_PER_UPDATE, show
+from benchmarks.measure import BATCH_SIZE, STEPS_PER_UPDATE, show
 from benchmarks.parts import FRAMES_PER_STEP
 from rayssl.cli import refuse
 from rayssl.report import markdown_table
@@ -35,8 +35,9 @@ class Settings:
 
     parts: Path = Path("benchmarks/results/parts.json")
     """What parts.py saved."""
-    gpu: Path = Path("benchmarks/results/update_cost_gpu.json")
-    """What `update_cost.py --gpu` saved, for the rows of machines with a GPU; may be missing."""
+    gpu: Path | None = None
+    """What `update_cost.py --gpu` saved, for the rows of machines with a GPU; by default
+    update_cost_gpu.json beside the parts, if it is there."""
     out: Path = Path("docs/scaling.md")
     """The page."""
 
@@ -152,13 +153,24 @@ class Gpu(NamedTuple):
     source: str
 
 
-def read_gpu(path: Path) -> Gpu | None:
-    """Returns the figure of a file of `update_cost.py --gpu`; None if there is none."""
+def read_gpu(path: Path) -> Gpu:
+    """Returns the figure of a file of `update_cost.py --gpu`.
+
+    Raises:
+      FileNotFoundError: if there is none.
+      ValueError: if its updates are not of 32 transitions, as those of the parts.
+    """
     if not path.is_file():
-        return None
+        raise FileNotFoundError(
+            f"{path} is missing. Measure it on a GPU: python benchmarks/update_cost.py --gpu "
+            f"--json {path}"
+        )
     td = next(row for row in json.loads(path.read_text()) if row["name"] == "td")
     run = td["run"]
-    source = f"`{path.as_posix()}` ({run.get('gpu')}, commit {run['commit']})"
+    size = run["settings"]["batch_size"]
+    if size != BATCH_SIZE:
+        raise ValueError(f"{path} has batches of {size}, expected {BATCH_SIZE}, as the parts have.")
+    source = f"`{path.as_posix()}` ({run['gpu']}, commit {run['commit']})"
     return Gpu(float(td["updates_per_s"]["median"]), source)
 
 
@@ -215,7 +227,9 @@ def main(argv: Sequence[str] | None = None) -> str:
                 f"{settings.parts}"
             )
         rows = json.loads(settings.parts.read_text())
-        text = page(rows, read_gpu(settings.gpu), settings.parts.as_posix())
+        beside = settings.parts.with_name("update_cost_gpu.json")
+        gpu = settings.gpu or (beside if beside.is_file() else None)
+        text = page(rows, read_gpu(gpu) if gpu else None, settings.parts.as_posix())
         settings.out.parent.mkdir(parents=True, exist_ok=True)
         settings.out.write_text(text)
     except (OSError, ValueError, StopIteration) as error:

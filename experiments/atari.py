@@ -138,7 +138,8 @@ def place(config: AuxDQNConfig, run: AtariRun, local: bool) -> str | None:
     config.num_cpus_per_env_runner = fit.cpus_per_runner
     if local:
         check_runner_memory(run.num_workers)
-        if run.replay_device == "host":
+        on_gpu = run.replay_device == "auto" and run.num_gpus and not run.num_learners
+        if run.replay_device != "learner" and not on_gpu:
             check_memory(run.replay_capacity, (run.frame_size, run.frame_size), run.prioritized)
     return fit.message
 

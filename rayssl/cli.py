@@ -183,7 +183,7 @@ def provenance(settings: Any) -> dict[str, Any]:
 
 
 def gpu_name() -> str | None:
-    """Returns the name of the first GPU that PyTorch can use; None if there is none."""
+    """Returns the name of the first GPU that this process could use; None if there is none."""
     import torch  # not for those who only read results
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None

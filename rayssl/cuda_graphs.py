@@ -10,7 +10,6 @@ than they do.
 
 import logging
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +26,7 @@ class CudaGraph:
         stay at its address: parameters, optimizer states, casts that are copied over. It must not
         look at a tensor's values from Python, nor draw from a generator.
       enabled: False, as on a CPU: every call runs the function.
+      name: for the warning if CUDA refuses.
     Args of a call:
       tensors on the GPU; those of another shape than at the capture run plainly.
     Returns:
@@ -34,11 +34,13 @@ class CudaGraph:
     Source: PyTorch's notes, "CUDA Graphs".
     """
 
-    def __init__(self, function: Callable[..., tuple[Tensor, ...]], enabled: bool) -> None:
-        self._function = function
-        self._enabled = enabled
+    def __init__(
+        self, function: Callable[..., tuple[Tensor, ...]], enabled: bool, name: str = "a function"
+    ) -> None:
+        self._function, self._name = function, name
+        self._enabled, self._refused = enabled, False
         self._plain_calls = 0
-        self._graph: Any = None  # torch.cuda.CUDAGraph
+        self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: tuple[Tensor, ...] = ()
         self._outputs: tuple[Tensor, ...] = ()
 
@@ -47,30 +49,43 @@ class CudaGraph:
         """Whether calls replay a graph by now."""
         return self._graph is not None
 
+    @property
+    def refused(self) -> bool:
+        """Whether CUDA did not capture the function, so that every call runs it."""
+        return self._refused
+
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        if self._enabled and self._graph is None and self._plain_calls >= PLAIN_CALLS:
-            self._capture(inputs)
-        if self._graph is None or [x.shape for x in inputs] != [x.shape for x in self._inputs]:
-            self._plain_calls += 1
+        if not self._enabled or self._refused:
+            return self._function(*inputs)
+        if not self._inputs:
+            self._inputs = tuple(x.clone() for x in inputs)
+        if [x.shape for x in inputs] != [x.shape for x in self._inputs]:
             return self._function(*inputs)
         for kept, new in zip(self._inputs, inputs, strict=True):
             kept.copy_(new)
+        if self._graph is None and self._plain_calls >= PLAIN_CALLS:
+            self._capture()
+        if self._graph is None:  # on the kept inputs: a compiler asks for the layout, too
+            self._plain_calls += 1
+            return self._function(*self._inputs)
         self._graph.replay()
         return tuple(output.clone() for output in self._outputs)
 
-    def _capture(self, inputs: tuple[Tensor, ...]) -> None:
+    def _capture(self) -> None:
         """Records the kernels of a call; none of them runs meanwhile."""
+        before = torch.cuda.current_stream()
         graph = torch.cuda.CUDAGraph()
-        kept = tuple(x.clone() for x in inputs)
         try:
-            with torch.cuda.graph(graph):
-                outputs = self._function(*kept)
+            with torch.cuda.device(self._inputs[0].device), torch.cuda.graph(graph):
+                self._outputs = self._function(*self._inputs)
         except RuntimeError as error:  # what CUDA refuses while it records
-            self._enabled = False
+            self._refused = True
+            torch.cuda.set_stream(before)
             logger.warning(
-                "No CUDA graph (%s); updates run kernel by kernel and slower. "
+                "No CUDA graph of %s (%s): its kernels start one by one, and slower. "
                 "Pass --no-cuda-graphs to silence this.",
+                self._name,
                 str(error).splitlines()[0],
             )
             return
-        self._graph, self._inputs, self._outputs = graph, kept, outputs
+        self._graph = graph

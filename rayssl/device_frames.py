@@ -26,7 +26,7 @@ class DeviceFrames:
                 raise MemoryError(
                     f"Replay needs {slots * pixels / 1e9:.3g} GB for {slots:,} transitions, "
                     f"{self.device} has {free / 1e9:.3g} GB free. Lower --replay-capacity to "
-                    f"{free // pixels}, or leave out --replay-device learner."
+                    f"{free // pixels}, or pass --replay-device host."
                 )
         self._frames = torch.empty((slots, pixels), dtype=torch.uint8, device=self.device)
 

@@ -126,8 +126,9 @@ class Agent:
             return None
         x = torch.from_numpy(obs)[None]
         x_hat, label = self.task(x, generator=generator)
+        device = next(self.network.parameters()).device
         with torch.inference_mode():
-            probabilities = self.network(x_hat, head=self.aux_head).softmax(1)
+            probabilities = self.network(x_hat.to(device), head=self.aux_head).softmax(1).cpu()
         usable = bool(self.task.usable(x))
         return AuxGuess(x_hat[0].numpy(), int(label), probabilities[0].numpy(), usable)
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -139,7 +138,9 @@ class MultiHeadNetwork(nn.Module):
         }
         return {n: p if n in keep else p.to(dtype) for n, p in self.named_parameters()}
 
-    def cast_into(self, kept: dict[str, Tensor], dtype: torch.dtype, device: Any = None) -> None:
+    def cast_into(
+        self, kept: dict[str, Tensor], dtype: torch.dtype, device: torch.device | None = None
+    ) -> None:
         """Writes what `cast_parameters` returns into `kept`, without gradients.
 
         Tensors that are there already stay at their address: a CUDA graph knows them by it.
@@ -147,7 +148,7 @@ class MultiHeadNetwork(nn.Module):
         Args:
           kept: name -> tensor, empty at first.
           dtype: as for `cast_parameters`.
-          device: where new tensors lie; None: the parameters' own.
+          device: where tensors are made that are not there yet; None: the parameters' own.
         """
         with torch.no_grad():
             for name, parameter in self.cast_parameters(dtype).items():

@@ -60,6 +60,17 @@ def test_noise_is_a_share_of_each_inputs_range() -> None:
     assert fixed.mean((1, 2)).tolist() == pytest.approx([4 * 0.2**2] * 2, rel=0.02)
 
 
+def test_noise_is_drawn_anew_for_another_seed_or_shape() -> None:
+    def mean_gradient(seed: int, shape: tuple[int, ...]) -> Tensor:
+        return smoothgrad(square_score, torch.ones(shape), kind="smoothgrad", noise=1, seed=seed,
+                          value_range=(0, 1))  # fmt: skip
+
+    first = mean_gradient(0, (1, 1, 2, 3))
+    assert not torch.equal(first, mean_gradient(1, (1, 1, 2, 3)))
+    assert mean_gradient(0, (1, 1, 3, 2)).shape == (1, 1, 3, 2)
+    assert torch.equal(first, mean_gradient(0, (1, 1, 2, 3)))
+
+
 def test_same_seed_same_map_another_seed_another(network: nn.Module, images: Tensor) -> None:
     def score(x: Tensor) -> Tensor:
         return network(x)[:, 1]

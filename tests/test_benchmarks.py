@@ -12,6 +12,7 @@ import torch
 from benchmarks import (
     bare_limit,
     hot_loop,
+    maps,
     measure,
     parts,
     replay,
@@ -253,14 +254,16 @@ def test_scaling_writes_measured_points_beside_predictions(tmp_path: Path) -> No
     run = measure.run_facts(parts.Settings()) | {"threads": 2}
     run["machine"]["usable_cores"] = 1
     rows = [row | {"run": run} for row in parts.table_rows(figures)]
-    path, gpu, out = (tmp_path / name for name in ("parts.json", "gpu.json", "page.md"))
+    names = ("parts.json", "update_cost_gpu.json", "page.md")
+    path, gpu, out = (tmp_path / name for name in names)
     path.write_text(json.dumps(rows))
-    words = ["--parts", str(path), "--gpu", str(gpu), "--out", str(out)]
+    words = ["--parts", str(path), "--out", str(out)]
     text = scaling.main(words)
     assert out.read_text() == text
     assert "| 1       | 60                   | 76.9      | 0.78 " in text  # 60 * 0.013
     assert "if a GPU made 1,000 updates/s: not measured" in text
-    td = {"name": "td", "updates_per_s": {"median": 250.0}, "run": run | {"gpu": "A GPU"}}
+    made = run | {"gpu": "A GPU", "settings": {"batch_size": 32}}
+    td = {"name": "td", "updates_per_s": {"median": 250.0}, "run": made}
     gpu.write_text(json.dumps([td]))
     text = scaling.main(words)
     assert "250 updates/s, measured" in text
@@ -269,6 +272,45 @@ def test_scaling_writes_measured_points_beside_predictions(tmp_path: Path) -> No
     with pytest.raises(SystemExit):
         scaling.main(words)
     assert out.read_text() == text, "a bad file must not replace the page"
+
+
+@pytest.mark.parametrize(
+    ("gpu", "text"),
+    [
+        (None, "is missing. Measure it on a GPU"),
+        (256, "has batches of 256, expected 32, as the parts have."),
+    ],
+)
+def test_scaling_refuses_a_file_of_a_gpu_that_does_not_fit(
+    gpu: int | None, text: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "gpu.json"
+    run = {"settings": {"batch_size": gpu}, "gpu": "A GPU", "commit": "abc"}
+    td = {"name": "td", "updates_per_s": {"median": 250.0}, "run": run}
+    if gpu:
+        path.write_text(json.dumps([td]))
+    with pytest.raises((FileNotFoundError, ValueError), match=text):
+        scaling.read_gpu(path)
+
+
+def test_maps_saves_maps_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        maps,
+        "subjects",
+        lambda device: {"a sum": (lambda x: x.flatten(1).sum(1), torch.ones(1, 3))},
+    )
+    path = tmp_path / "maps.json"
+    maps.main(["--maps", "1", "--samples", "2", "--repeats", "2", "--json", str(path)])
+    rows = saved_rows(path)
+    assert_spread(rows["a sum"]["maps_per_s"])
+    assert rows["a sum"]["claim"] is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_maps_without_a_gpu_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        maps.main(["--device", "cuda"])
+    assert "--device cuda needs a GPU" in capsys.readouterr().err
 
 
 def test_hot_loop_counts_a_function_once_a_stack_and_leaves_compiling_out() -> None:

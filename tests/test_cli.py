@@ -15,6 +15,7 @@ from rayssl import cli
 from rayssl.cli import (
     check_writable,
     git_commit,
+    gpu_name,
     parse_atari_run,
     provenance,
     refuse,
@@ -172,6 +173,7 @@ def test_provenance_makes_a_result_traceable_and_goes_through_json(
     monkeypatch.setattr(sys, "argv", words)
     monkeypatch.setattr(cli, "git_commit", lambda: "0123456789ab-dirty")
     found = provenance(AtariRun(name="two words"))
+    assert found["gpu"] == gpu_name()
     assert json.loads(json.dumps(found)) == found
     assert shlex.split(found["command"]) == ["python", *words]
     assert found["commit"] == "0123456789ab-dirty"

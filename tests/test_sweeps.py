@@ -1,6 +1,7 @@
 """What a sweep varies, what it writes, and what it knows again after a kill. Nothing is trained."""
 
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,14 @@ from rayssl.sweeps.axes import (
 from rayssl.sweeps.estimate import duration, estimate
 from rayssl.sweeps.folder import FAILED, FINISHED, RUNNING, WAITING, SweepFolder, read_trials
 from rayssl.sweeps.hparams import write_hparams
-from rayssl.sweeps.tuning import AshaFromLogs, OptunaDraws, TrialQueue, adapted
+from rayssl.sweeps.tuning import (
+    PENDING,
+    AshaFromLogs,
+    OptunaDraws,
+    TrialQueue,
+    adapted,
+    starting_together,
+)
 
 DOCS = Path(__file__).parent.parent / "docs" / "results.md"
 MNIST, ATARI = find_job("mnist"), find_job("atari")
@@ -341,6 +349,32 @@ def test_queue_hands_out_what_waits_then_what_is_drawn_then_ends() -> None:
 def test_queue_ends_when_a_stop_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StopAtSteps, "asked", True)
     assert TrialQueue([{"trial": "a"}], None, None, "max").suggest("1") == TrialQueue.FINISHED
+
+
+def test_one_trial_waits_beyond_the_room_and_only_when_all_have_reported() -> None:
+    queue = TrialQueue([{"trial": str(i)} for i in range(5)], None, None, "max", room=2)
+    assert [queue.suggest(str(i)) for i in range(3)] == [{"trial": "0"}, {"trial": "1"}, None]
+    queue.on_trial_result("0", {})
+    assert queue.suggest("2") is None, "trial 1 has not started"
+    queue.on_trial_result("1", {})
+    assert queue.suggest("2") == {"trial": "2"}, "for a node that joins"
+    assert queue.suggest("3") is None
+    queue.on_trial_complete("0")
+    queue.on_trial_result("2", {})
+    assert queue.suggest("3") == {"trial": "3"}
+
+
+def test_as_many_trials_start_side_by_side_as_there_is_room_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv(PENDING, raising=False)
+    with starting_together(12):
+        assert os.environ[PENDING] == "12"
+    assert PENDING not in os.environ
+    monkeypatch.setenv(PENDING, "3")
+    with starting_together(12):
+        assert os.environ[PENDING] == "3", "what the user says holds"
+    assert os.environ[PENDING] == "3"
 
 
 def test_asha_knows_the_results_of_earlier_starts_and_spares_the_baseline(tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ class AuxDQN(Algorithm):
         self._slots = 0
         self._counts = {"td_updates": 0, "aux_updates": 0}
         self._compiled: bool | None = None
+        self._cuda_graphs: bool | None = None
         self._scores: deque[float] = deque(maxlen=WINDOW)
         self._lengths: deque[int] = deque(maxlen=WINDOW)
         self._life_scores: deque[float] = deque(maxlen=WINDOW)
@@ -294,6 +295,7 @@ class AuxDQN(Algorithm):
         self._slots += num_updates
         self._counts = {k: results[0]["counts"][k] for k in self._counts}
         self._compiled = results[0]["compiled"]
+        self._cuda_graphs = results[0]["cuda_graphs"]
         if self.config.prioritized:
             with self._timed("replay"):
                 td_errors = np.concatenate([r["td_errors"] for r in results])
@@ -348,6 +350,7 @@ class AuxDQN(Algorithm):
             **self._evaluation,
             **self._counts,
             **({} if self._compiled is None else {"compiled": int(self._compiled)}),
+            **({} if self._cuda_graphs is None else {"cuda_graphs": int(self._cuda_graphs)}),
         )
         busy = sum(self._seconds.values())
         results.update({f"time_{k}": v / wall for k, v in self._seconds.items()})
@@ -490,12 +493,19 @@ _STATE = (
 
 
 def _has_room(config: AuxDQNConfig, pixels: int) -> bool:
-    """Whether replay_device `auto` takes the GPU of a learner in this process."""
-    asked = config.replay_device == "auto" and config.num_gpus_per_learner
-    if not asked or config.num_learners:
+    """Whether replay_device `auto` takes the GPU of a learner in this process.
+
+    It takes half of what is free, and half of its share of a GPU that trials share: those that
+    start together all see the same memory free.
+    """
+    share = config.num_gpus_per_learner
+    if config.replay_device != "auto" or not share or config.num_learners:
         return False
-    free, _ = torch.cuda.mem_get_info(get_device(config, config.num_gpus_per_learner))
-    return bool(free >= 2 * config.replay_capacity_steps * pixels)
+    device = get_device(config, share)
+    if device.type != "cuda":  # Ray gave this process none
+        return False
+    free, total = torch.cuda.mem_get_info(device)
+    return bool(2 * config.replay_capacity_steps * pixels <= min(free, min(1, share) * total))
 
 
 def _mean(values: deque[Any]) -> float:

@@ -69,7 +69,8 @@ class AtariEnvRunner(EnvRunner, Checkpointable):
         self._device = self._acting_device()
         self._dtype = resolve_dtype(self.config.compute_dtype, self._device)
         on_gpu = self._device.type == "cuda"
-        self._greedy = CudaGraph(self._best_actions, on_gpu and self.config.cuda_graphs)
+        graphs = on_gpu and self.config.cuda_graphs
+        self._greedy = CudaGraph(self._best_actions, graphs, "the choice of actions")
         self._rng = np.random.default_rng([self._base_seed(), self.worker_index, 1])
         if remote or not self.config.num_env_runners:
             self.make_env()

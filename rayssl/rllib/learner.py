@@ -81,7 +81,7 @@ class _Due(NamedTuple):
     data: Sequences
     usable: Tensor
     total: float  # usable samples of all learners
-    total_there: Tensor  # the same on the device
+    total_on_device: Tensor  # the same, without a look from Python
 
 
 class _Drawn(NamedTuple):
@@ -111,6 +111,7 @@ class AuxDQNLearner(TorchLearner):
         """Builds module and optimizers, then the (compiled) losses and the task."""
         torch.set_num_threads(self.config.learner_threads)
         skip_filling_of_new_tensors()
+        torch.backends.cudnn.allow_tf32 = False  # float32 means float32
         super().build()
         config = self.config
         self._net: MultiHeadNetwork = self._module[DEFAULT_MODULE_ID].net
@@ -143,7 +144,7 @@ class AuxDQNLearner(TorchLearner):
         """Registers one Adam for everything, or one for each loss (paper-code.md, "optimizer")."""
         net = self._module[module_id].net
         config = config or self.config
-        adam = {"eps": config.adam_epsilon, "fused": True, "capturable": self._graphs}
+        adam = {"eps": config.adam_epsilon, "fused": True, "capturable": self._replays_graphs}
         if config.freeze_trunk:
             net.backbone.requires_grad_(False)
         groups = {"shared": [p for p in net.parameters() if p.requires_grad]}
@@ -173,7 +174,7 @@ class AuxDQNLearner(TorchLearner):
             self._module[DEFAULT_MODULE_ID].follow(aux, rate=1.0)
 
     def _make_modules_ddp_if_necessary(self) -> None:
-        """Leaves the module unwrapped: gradients are averaged in `_step`, idle heads and all."""
+        """Leaves the module unwrapped: gradients are averaged in `_descend`, idle heads and all."""
 
     def update(
         self,
@@ -192,7 +193,8 @@ class AuxDQNLearner(TorchLearner):
             tasks need. Or the same inside `training_data`.
         Returns:
           {"td_errors": float32 `[num_updates * B]` (0 in aux-only slots), "stats": {name: (sum,
-          count)}, "counts": lifetime counters, "compiled": whether the losses run compiled}.
+          count)}, "counts": lifetime counters, "compiled": whether the losses run compiled,
+          "cuda_graphs": whether updates are replayed as graphs}.
         Raises:
           ValueError: if the rows cannot be shared by the slots evenly.
           FloatingPointError: if a loss is not finite; the weights are then of no use.
@@ -229,6 +231,8 @@ class AuxDQNLearner(TorchLearner):
                 "slots": self._slot,
             },
             "compiled": all(fn.compiled for fn in (self._td_fn, *self._aux_fns.values())),
+            "cuda_graphs": self._replays_graphs
+            and not any(step.refused for step in self._steps.values()),
         }
 
     def compute_loss_for_module(
@@ -240,7 +244,7 @@ class AuxDQNLearner(TorchLearner):
         return loss
 
     @property
-    def _graphs(self) -> bool:
+    def _replays_graphs(self) -> bool:
         """Whether updates run as CUDA graphs: on a GPU, and without others to average with."""
         on_gpu: bool = self._device.type == "cuda"
         return on_gpu and self.config.cuda_graphs and not self.distributed
@@ -356,7 +360,7 @@ class AuxDQNLearner(TorchLearner):
         """
         drawn = [(each, self._draw(each.aux, each.data)) for each in due]
         return tuple(
-            _Drawn(each.aux, (each.usable, each.total_there, *inputs))
+            _Drawn(each.aux, tuple(map(_dense, (each.usable, each.total_on_device, *inputs))))
             for each, inputs in drawn
             if each.total
         )
@@ -413,7 +417,9 @@ class AuxDQNLearner(TorchLearner):
         kind = (batch is not None, *((each.aux.head, len(each.inputs)) for each in drawn))
         if kind not in self._steps:
             counts = [(each.aux, len(each.inputs)) for each in drawn]
-            self._steps[kind] = CudaGraph(self._make_step(batch is not None, counts), self._graphs)
+            step = self._make_step(batch is not None, counts)
+            parts = ["td"] * (batch is not None) + [aux.task.name for aux, _ in counts]
+            self._steps[kind] = CudaGraph(step, self._replays_graphs, f"update {'+'.join(parts)}")
         columns = [] if batch is None else [batch[name] for name in TD_COLUMNS]
         inputs = [x for each in drawn for x in each.inputs]
         figures, *td_errors = self._steps[kind](*columns, *inputs)
@@ -587,6 +593,9 @@ class AuxDQNLearner(TorchLearner):
         if len(saved) == len(generator.get_state()):
             generator.set_state(torch.from_numpy(saved.copy()))
         else:  # 5,056 bytes on a CPU, 16 on a GPU
+            logger.warning(
+                "The checkpoint is of another kind of device: draws start from a new seed."
+            )
             generator.manual_seed(generator.initial_seed() + self._slot)
 
     def _set_optimizer_state(self, state: StateDict) -> None:
@@ -598,7 +607,7 @@ class AuxDQNLearner(TorchLearner):
         super()._set_optimizer_state(state)
         for adam in self._named_optimizers.values():
             for group in adam.param_groups:
-                group["capturable"] = self._graphs  # not that of the device it was saved on
+                group["capturable"] = self._replays_graphs  # not that of the device it was saved on
             for param, values in adam.state.items():
                 for name, value in values.items():
                     if value.shape == param.shape:
@@ -627,6 +636,12 @@ def _average_gradients(params: list[nn.Parameter]) -> None:
     flat /= torch.distributed.get_world_size()
     for grad, part in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
         grad.copy_(part.view_as(grad))
+
+
+def _dense(x: Tensor) -> Tensor:
+    """The tensor without gaps: a view of another layout would be compiled for once more."""
+    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return x if last else x.contiguous()
 
 
 class _Compiled:

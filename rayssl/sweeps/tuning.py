@@ -56,7 +56,7 @@ def starting_together(trials: int) -> Iterator[None]:
         yield
     finally:
         if before is None:
-            del os.environ[PENDING]
+            os.environ.pop(PENDING, None)
 
 
 @dataclass(frozen=True)
@@ -108,15 +108,20 @@ class TrialQueue(Searcher):
       draw: returns further configs, or none when all are drawn.
       at_once: most trials under way, so that what is drawn can learn from those before; None: as
         many as Tune finds room for.
+      room: trials that there is room for now. One more is handed out, and waits for a node that
+        joins, when all have reported. None: nobody knows.
       mode: of the objective.
     """
 
     def __init__(
-        self, configs: Sequence[dict[str, Any]], draw: Any, at_once: int | None, mode: str
-    ) -> None:
+        self, configs: Sequence[dict[str, Any]], draw: Any, at_once: int | None, mode: str,
+        room: int | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(metric=OBJECTIVE, mode=mode)
         self._waiting, self._draw, self._at_once = list(configs), draw, at_once
+        self._room = room
         self._live: set[str] = set()
+        self._reported: set[str] = set()
 
     def suggest(self, trial_id: str) -> Any:
         """Returns the next trial's config, None to wait for others, or FINISHED."""
@@ -124,6 +129,9 @@ class TrialQueue(Searcher):
             return Searcher.FINISHED
         if self._at_once is not None and len(self._live) >= self._at_once:
             return None
+        full = self._room is not None and len(self._live) >= self._room
+        if full and self._live - self._reported:
+            return None  # after Ctrl-C, what waits would start, and run to its first report
         if not self._waiting and self._draw is not None:
             self._waiting = self._draw()
         if not self._waiting:
@@ -131,9 +139,14 @@ class TrialQueue(Searcher):
         self._live.add(trial_id)
         return self._waiting.pop(0)
 
+    def on_trial_result(self, trial_id: str, result: Any) -> None:
+        """Notes that a trial has started."""
+        self._reported.add(trial_id)
+
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         """Notes that a trial is over."""
         self._live.discard(trial_id)
+        self._reported.discard(trial_id)
 
     def save(self, checkpoint_path: str) -> None:
         """Writes nothing of worth: see the text above."""
@@ -554,7 +567,7 @@ def run_trials(
     }
     every = min(map(job.checkpoint_every, examples))
     at_once = place.at_once if place.limited else None
-    queue = TrialQueue(configs(waiting), draw if draws else None, at_once, job.mode)
+    queue = TrialQueue(configs(waiting), draw if draws else None, at_once, job.mode, place.at_once)
     tuner = tune.Tuner(
         as_trial(job.trainable(examples), job),
         tune_config=tune.TuneConfig(

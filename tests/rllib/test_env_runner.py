@@ -1,5 +1,6 @@
 """What a runner hands on: epsilon-greedy steps of N games as single frames, one after the other."""
 
+import copy
 import pickle
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
@@ -151,6 +152,22 @@ def test_epsilon_zero_acts_greedily_by_the_module(make_runner: MakeRunner) -> No
             np.testing.assert_array_equal(out["qf_preds"].argmax(dim=1).numpy(), acted)
             np.testing.assert_array_equal(out[Columns.ACTIONS].numpy(), acted)
     assert len(np.unique(actions)) > 1
+
+
+def test_weights_taken_from_a_learner_act_at_once(make_runner: MakeRunner) -> None:
+    runner = make_runner(task="none")
+    net = copy.deepcopy(runner.module.net)
+    obs = torch.randint(0, 256, (GAMES, 4, SIZE, SIZE), dtype=torch.uint8)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(torch.randn(parameter.shape))
+        expected = net(obs, "q").argmax(dim=1)
+    runner.take_weights(net)
+    assert torch.equal(runner._best_actions(obs)[0], expected)
+    assert all(
+        torch.equal(mine, net.state_dict()[name])
+        for name, mine in runner.module.net.state_dict().items()
+    )
 
 
 def test_share_of_random_actions_is_epsilon(make_runner: MakeRunner) -> None:
