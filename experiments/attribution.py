@@ -101,7 +101,7 @@ class Settings:
     device: str = "cpu"
     """Where the maps are computed: cpu or cuda."""
     out: Path = Path("results/local/attribution")
-    """Folder for panel.png, redrawn.png, conditions.png and attribution.json."""
+    """Folder for panel.png, redrawn.png, conditions.png, attribution.json, attribution.md."""
 
 
 @dataclass(frozen=True)
@@ -360,7 +360,7 @@ def likeness(a: Floats, b: Floats) -> list[float]:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Writes panels and attribution.json, prints the tables, and returns what was found."""
+    """Writes panels, attribution.json and, where maps are scored, attribution.md; returns all."""
     settings = tyro.cli(Settings, args=argv)
     made: list[Path] = []
     try:
@@ -401,7 +401,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         rows = region_rows(explained, maps)
     if rows:
         results["rows"] = rows
-        print(f"\n{explained.what}\n\n{table(rows)}")
+        told = f"{explained.what}\n\n{table(rows)}"
+        print(f"\n{told}")
+        (settings.out / "attribution.md").write_text(f"{told}\n")
     print("\nSpearman correlation of each map with that of the same network, weights drawn anew:")
     for name, values in alike.items():
         shown = " ".join(f"{value:.2f}" for value in values[: settings.shown])

@@ -268,6 +268,7 @@ def test_maps_of_an_atari_run_with_shares_and_a_row_for_each_network(
     out = capsys.readouterr().out
     assert "| a uniform map " in out
     assert "second: mean " in out
+    assert "| as trained " in (tmp_path / "a" / "attribution.md").read_text()
     for name in ("panel.png", "redrawn.png", "conditions.png"):
         assert (tmp_path / "a" / name).read_bytes().startswith(b"\x89PNG")
     with av.open(str(video)) as container:
