@@ -22,6 +22,7 @@ LAYERS = [
         "detection_metrics",
         "replay",
         "device_frames",
+        "gpu_sharing",
         "tasks",
         "envs",
         "data",
@@ -49,6 +50,7 @@ RAY_UNITS = {
 # Leaves: they import nothing of rayssl. None: every unit may import them.
 LEAVES: dict[str, set[str] | None] = {
     "_torchvision": {"data", "backbones"}, "augmentation": {"tasks", "rllib"}, "video": None,
+    "cuda_graphs": {"rllib"},
 }  # fmt: skip
 # Beside the layers: only experiments/, and one another, may import them.
 SIDE = {
