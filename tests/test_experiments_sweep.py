@@ -262,14 +262,14 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Killed:
     return Killed(tmp_path_factory.mktemp("killed"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_trial_whose_process_was_killed_goes_on_from_its_checkpoint(killed: Killed) -> None:
     assert "w1-s0: its process died; goes on from its checkpoint (2 retries left)" in killed.first
     rows = read_epochs(killed.folder / "w1-s0")
     assert [row["epoch"] for row in rows] == list(range(1, 13))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_sweep_runs_no_finished_trial_again(killed: Killed) -> None:
     assert "w0-s0: finished at 12 of 12 epoch" in killed.first
     assert killed.files("w0-s0") == killed.finished
@@ -277,7 +277,7 @@ def test_killed_sweep_runs_no_finished_trial_again(killed: Killed) -> None:
     assert [p.name for p in (killed.folder / "w0-s0").glob("checkpoint_*")] == ["checkpoint_000011"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_and_resumed_trial_repeats_no_more_than_it_must(killed: Killed) -> None:
     # An epoch more for each of the two deaths at the most: its checkpoint was not written yet.
     assert 12 <= killed.lines("w1-s0") <= 14
@@ -288,7 +288,7 @@ def test_killed_and_resumed_trial_repeats_no_more_than_it_must(killed: Killed) -
     assert saved["settings"]["dataset"] == "digits"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_failed_trial_is_named_with_its_error_and_is_not_tried_again(killed: Killed) -> None:
     printed = killed.log.read_text()
     assert killed.code == 1, printed
@@ -302,7 +302,7 @@ def test_failed_trial_is_named_with_its_error_and_is_not_tried_again(killed: Kil
     assert not list((killed.folder / "w1e+39-s0").rglob("state.pt"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_sweep_leaves_the_documented_table_and_hyper_parameters(killed: Killed) -> None:
     table = pd.read_csv(killed.folder / "trials.csv", index_col="trial")
     assert table["status"].tolist() == ["finished", "finished", "failed"]
@@ -320,7 +320,7 @@ def test_sweep_leaves_the_documented_table_and_hyper_parameters(killed: Killed) 
     assert [each["trial"] for each in saved["trials"]] == table.index.tolist()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_finished_sweep_only_prints_its_table_again(
     killed: Killed, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -333,7 +333,7 @@ def test_finished_sweep_only_prints_its_table_again(
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_resumed_sweep_keeps_its_settings(
     killed: Killed, capsys: pytest.CaptureFixture[str]
 ) -> None:
