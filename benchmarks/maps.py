@@ -79,7 +79,10 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         one()
         return lambda: 1e3 / milliseconds(one, settings.maps)
 
-    functions = {name: measure(*subject) for name, subject in subjects(settings.device).items()}
+    try:
+        functions = {name: measure(*subject) for name, subject in subjects(settings.device).items()}
+    except ValueError as error:  # no samples
+        refuse(error)
     figures = turn_about(functions, settings.repeats)
     rows = [
         {"name": name, "maps_per_s": spread(values), "run": facts,

@@ -178,7 +178,11 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     if settings.gpu and not torch.cuda.is_available():
         refuse("--gpu needs a GPU that PyTorch can use, and there is none. Leave it out.")
     facts = run_facts(settings) | {"threads": threads}
-    figures = turn_about(parts(settings, threads), settings.repeats)
+    try:
+        functions = parts(settings, threads)
+    except ValueError as error:  # an unknown game or task
+        refuse(error)
+    figures = turn_about(functions, settings.repeats)
     rows = []
     for name, values in figures.items():
         ratios = [value / td for value, td in zip(values, figures["td"], strict=True)]

@@ -107,11 +107,15 @@ class Agent:
         """Returns the games that the agent was trained on, with fields replaced by `changes`."""
         return replace(_games_of(self.settings), **changes)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
     def q_values(self, obs: np.ndarray) -> np.ndarray:
         """Returns Q(s, a), float32 `[N, A]`, of states uint8 `[N, stack, size, size]`."""
-        device = next(self.network.parameters()).device
         with torch.inference_mode():
-            q = self.network(torch.from_numpy(obs).to(device), head="q")
+            q = self.network(torch.from_numpy(obs).to(self.device), head="q")
         values: np.ndarray = q.cpu().numpy()
         return values
 
@@ -126,9 +130,9 @@ class Agent:
             return None
         x = torch.from_numpy(obs)[None]
         x_hat, label = self.task(x, generator=generator)
-        device = next(self.network.parameters()).device
         with torch.inference_mode():
-            probabilities = self.network(x_hat.to(device), head=self.aux_head).softmax(1).cpu()
+            logits = self.network(x_hat.to(self.device), head=self.aux_head)
+        probabilities = logits.softmax(1).cpu()
         usable = bool(self.task.usable(x))
         return AuxGuess(x_hat[0].numpy(), int(label), probabilities[0].numpy(), usable)
 

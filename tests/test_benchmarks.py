@@ -1,7 +1,7 @@
 """Each benchmark's main, with tiny numbers: the shape of what it saves, never how fast it was."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -304,6 +304,30 @@ def test_maps_saves_maps_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     rows = saved_rows(path)
     assert_spread(rows["a sum"]["maps_per_s"])
     assert rows["a sum"]["claim"] is None
+
+
+@pytest.mark.parametrize(
+    ("main", "words", "text"),
+    [
+        (maps.main, "--samples 0", "samples and batch_size must be 1 or more, got 0 and 50."),
+        (update_cost.main, "--tasks nope", "Unknown task 'nope'. Available: atc"),
+        (update_cost.main, "--game nope", "Unknown Atari game 'nope'."),
+    ],
+)
+def test_wrong_value_of_a_benchmark_is_one_line(
+    main: Callable[[list[str]], Any], words: str, text: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(update_cost, "UPDATES_A_CALL", 2)
+    monkeypatch.setattr(
+        maps,
+        "subjects",
+        lambda device: {"a sum": (lambda x: x.flatten(1).sum(1), torch.ones(1, 3))},
+    )
+    with pytest.raises(SystemExit) as stopped:
+        main([*words.split(), "--repeats", "1"])
+    assert stopped.value.code == 2
+    assert f"error: {text}" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -287,8 +287,8 @@ class AuxDQNLearner(TorchLearner):
             if not each.total:
                 left_out = torch.ones((1, 2), device=self._device)
                 self._stats[(f"aux_left_out{each.aux.suffix}",)].append(left_out)
-        rest = iter(found)
-        return [[next(rest) for _ in slot] for slot in slots]
+        in_order = iter(found)
+        return [[next(in_order) for _ in slot] for slot in slots]
 
     def _run_slot(self, batch: dict[str, Tensor], due: list[_Due]) -> Tensor:
         """Makes the updates that the schedule has for this slot; returns TD errors `[B]`."""
@@ -333,9 +333,10 @@ class AuxDQNLearner(TorchLearner):
         return td_errors
 
     def _joint_update(self, batch: dict[str, Tensor], due: list[_Due]) -> Tensor:
-        td_errors = self._step(batch, self._drawn(due))
+        drawn = self._drawn(due)
+        td_errors = self._step(batch, drawn)
         assert td_errors is not None
-        if any(each.total for each in due):
+        if drawn:
             self._count_aux_update(due)
         self._count_td_update()
         return td_errors
