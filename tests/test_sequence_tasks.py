@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from rayssl.tasks import Encoder, Sequences, SequenceTask, make_any_task, make_task
 from rayssl.tasks.atc import AtcHead
 from rayssl.tasks.curl import CurlHead
+from rayssl.tasks.inverse import InverseHead
 from rayssl.tasks.jigsaw import distant_permutations, shuffle, to_tiles
+from rayssl.tasks.order_verification import OrderHead
 from rayssl.tasks.spr import SprHead, normalized
 
 
@@ -183,6 +185,25 @@ def test_order_of_frames_that_are_blank_or_equal_is_not_asked_for() -> None:
     data.obs[3, 0, 3] = data.obs[3, 0, 2]  # c and d
     data.mask[4] = False
     assert task.usable(data).tolist() == [True, False, False, False, False]
+
+
+# Batch normalization before the heads (Misra et al. in the network; Burda et al. 2019)
+
+
+@pytest.mark.parametrize(
+    ("head", "shapes"),
+    [(OrderHead(8), [(64, 3, 8)]), (InverseHead(8, 6), [(64, 8)] * 2), (CurlHead(8), [(64, 8)])],
+    ids=["order-verification", "inverse", "curl"],
+)
+def test_heads_see_how_samples_differ_not_what_they_share(
+    head: nn.Module, shapes: list[tuple[int, ...]], generator: torch.Generator
+) -> None:
+    features = [torch.randn(shape, generator=generator) for shape in shapes]
+    nearly_alike = [10 + each / 10 for each in features]
+    with torch.no_grad():
+        expected = head(*features)
+        torch.testing.assert_close(head(*nearly_alike), expected, rtol=0.01, atol=0.01)
+    assert expected.std(0).max() > 0.05
 
 
 # CURL (Laskin et al. 2020)
