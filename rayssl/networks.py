@@ -122,6 +122,7 @@ class MultiHeadNetwork(nn.Module):
         return Encoder(
             features=lambda x: functional_call(self.backbone, trunk, (x,)),
             feature_map=lambda x: functional_call(self.backbone, trunk, (x, True)),
+            features_of_map=lambda x: functional_call(self.backbone, trunk, (x, False, True)),
             head=own_head,
         )
 

@@ -10,7 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rayssl.tasks import Encoder, Sequences, SequenceTask, make_any_task, make_task
+from rayssl.networks import make_atari_network
+from rayssl.tasks import (
+    Encoder,
+    Sequences,
+    SequenceTask,
+    TrunkShape,
+    make_any_task,
+    make_task,
+)
 from rayssl.tasks.atc import AtcHead
 from rayssl.tasks.curl import CurlHead
 from rayssl.tasks.inverse import InverseHead
@@ -37,7 +45,7 @@ def numbered(num_steps: int, batch: int = 1, stack: int = 4, size: int = 6) -> S
 def encoder(head: Any, features: Callable[[Tensor], Tensor] | None = None) -> Encoder:
     """The newest frame's number is the only feature, unless said otherwise."""
     found = features or (lambda x: x[:, -1, 0, :1].float())
-    return Encoder(found, lambda x: found(x)[..., None, None], head)
+    return Encoder(found, lambda x: found(x)[..., None, None], lambda x: x.flatten(1), head)
 
 
 # Jigsaw (Noroozi & Favaro 2016)
@@ -296,8 +304,8 @@ class KnownFuture(nn.Module):
     def predictor(self, projected: Tensor) -> Tensor:
         return self.codes
 
-    def project(self, feature_map: Tensor) -> Tensor:
-        return self.targets.repeat_interleave(len(feature_map) // len(self.targets), 0)
+    def projection(self, features: Tensor) -> Tensor:
+        return self.targets.repeat_interleave(len(features) // len(self.targets), 0)
 
 
 def spr_loss(codes: Tensor, targets: Tensor, mask: Tensor | None = None) -> tuple[Any, Any]:
@@ -332,7 +340,7 @@ def test_spr_counts_no_step_beyond_the_end_of_a_game() -> None:
 def test_spr_prediction_depends_on_the_action_and_stays_in_0_to_1() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        head = SprHead((8, 5, 5), num_actions=4)
+        head = SprHead(TrunkShape(16, (8, 5, 5)), num_actions=4)
     maps = torch.rand(4, 8, 5, 5, generator=torch.Generator().manual_seed(0))
     predicted = [head(maps, torch.full((4,), action)) for action in (0, 1)]
     assert predicted[0].shape == maps.shape
@@ -341,6 +349,21 @@ def test_spr_prediction_depends_on_the_action_and_stays_in_0_to_1() -> None:
         assert torch.equal(each, normalized(each))
         assert each.amin() == 0
         assert each.amax() == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "trained"),
+    [("nature", {"backbone.fc.0.weight"}), ("paper-code", {"heads.aux.projection.weight"})],
+)
+def test_spr_projects_by_the_layer_that_q_learning_trains(name: str, trained: set[str]) -> None:
+    network = make_atari_network(name, num_actions=3, aux_task="spr", size=36)
+    encoder = network.encoder(dict(network.named_parameters()), "aux")
+    data = numbered(5, batch=4, size=36)
+    drawn = (data.obs, data.actions % 3, data.mask)
+    task_of("spr").loss(encoder, encoder, drawn).loss.sum().backward()
+    moved = {n for n, p in network.named_parameters() if p.grad is not None and p.grad.any()}
+    assert trained <= moved
+    assert ("heads.aux.projection.weight" in moved) == (name == "paper-code")
 
 
 def test_spr_normalizes_each_sample_by_its_own_least_and_largest_value() -> None:

@@ -53,8 +53,10 @@ class AtariTrunk(nn.Module):
     """Maps stacked grey frames to features through three convolutions and shared layers.
 
     Args of the forward pass:
-      x: uint8 `[B, stack, size, size]`, 0-255. Scaled to [0, 1] here, nowhere else.
+      x: uint8 `[B, stack, size, size]`, 0-255. Scaled to [0, 1] here, nowhere else. With `from_map`
+        what `as_map` returns, `[B, *map_shape]`.
       as_map: stop after the last convolution.
+      from_map: start after it.
     Returns:
       `[B, out_features]` after a ReLU, in the dtype of the weights; with `as_map` the output of the
       last convolution, `[B, *map_shape]`, likewise.
@@ -94,14 +96,15 @@ class AtariTrunk(nn.Module):
         else:
             orthogonal_(self)
 
-    def forward(self, x: Tensor, as_map: bool = False) -> Tensor:
+    def forward(self, x: Tensor, as_map: bool = False, from_map: bool = False) -> Tensor:
         dtype = cast(nn.Conv2d, self.convs[0]).weight.dtype
-        x = _channels_last(x, dtype) * (1 / 255)
-        for conv, pad in zip(self.convs, self.pads, strict=True):
-            x = F.relu(conv(F.pad(x, pad) if self.same_padding else x))
+        if not from_map:
+            x = _channels_last(x, dtype) * (1 / 255)
+            for conv, pad in zip(self.convs, self.pads, strict=True):
+                x = F.relu(conv(F.pad(x, pad) if self.same_padding else x))
         if as_map:
             return x
-        x = x.flatten(1)  # [B, channels * side * side]
+        x = x.to(dtype).flatten(1)  # [B, channels * side * side]
         for layer in self.fc:
             x = F.relu(layer(x))
         return x

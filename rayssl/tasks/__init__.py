@@ -135,11 +135,13 @@ class Encoder(NamedTuple):
     Attributes:
       features: observations `[N, stack, H, W]`, uint8 or float in [0, 255] -> `[N, F]`.
       feature_map: the same -> `[N, C, h, w]`, after the last convolution's ReLU.
+      features_of_map: a feature map, the network's or a predicted one -> `[N, F]`.
       head: what the task's `make_head` returned.
     """
 
     features: Callable[[Tensor], Tensor]
     feature_map: Callable[[Tensor], Tensor]
+    features_of_map: Callable[[Tensor], Tensor]
     head: Any
 
 

@@ -1,9 +1,11 @@
 """Sequence-based self-supervision: what will the next five observations look like to the agent?
 
-Self-predictive representations. What differs from the source: the projection is a layer of the
-head's own (there: the first layer of the Q-head), of 256 units; of the two augmentations the random
-shift is kept, the jitter of the intensity left out. As in the source with augmentation, the target
-encoder takes over the trained weights whole after each update (tau = 0 there, rate 1 here).
+Self-predictive representations. As in the source, a predicted map is projected by the layers that
+Q-learning trains: the first of the Q-head there, the trunk's fully connected ones here. In the
+network `paper-code`, whose heads share no such layer, the head has a projection of its own. What
+differs: of the two augmentations the random shift is kept, the jitter of the intensity left out.
+As in the source with augmentation, the target encoder takes over the trained weights whole after
+each update (tau = 0 there, rate 1 here). Q-learning sees the map as it is (there: normalized too).
 """
 
 from collections.abc import Callable
@@ -17,11 +19,11 @@ from rayssl.augmentation import random_shift
 from rayssl.tasks import Encoder, Sequences, SequenceTask, TaskLoss, TrunkShape, check_generator
 
 CHANNELS = 64  # of the transition model: mila-iqia/spr, src/models.py
-LATENT = 256
+LATENT = 256  # of a projection of the head's own
 
 
 class SprHead(nn.Module):
-    """Transition model on feature maps, projection, and predictor.
+    """Transition model on feature maps, and predictor over projected ones.
 
     Args of the forward pass:
       feature_map: `[B, C, h, w]`.
@@ -30,9 +32,9 @@ class SprHead(nn.Module):
       the feature map that the model expects after the action, in [0, 1].
     """
 
-    def __init__(self, feature_map: tuple[int, int, int], num_actions: int) -> None:
+    def __init__(self, trunk: TrunkShape, num_actions: int) -> None:
         super().__init__()
-        channels, height, width = feature_map
+        channels = trunk.feature_map[0]
         self.num_actions = num_actions
         self.transition = nn.Sequential(
             nn.Conv2d(channels + num_actions, CHANNELS, 3, padding=1), nn.ReLU(),
@@ -40,19 +42,16 @@ class SprHead(nn.Module):
             nn.BatchNorm2d(CHANNELS, track_running_stats=False),
             nn.Conv2d(CHANNELS, channels, 3, padding=1), nn.ReLU(),
         )  # fmt: skip
-        self.projection = nn.Linear(channels * height * width, LATENT)
-        self.predictor = nn.Linear(LATENT, LATENT)
+        own = trunk.hidden is not None  # no layer behind the map is shared
+        self.projection = nn.Linear(trunk.features, LATENT) if own else nn.Identity()
+        latent = LATENT if own else trunk.features
+        self.predictor = nn.Linear(latent, latent)
 
     def forward(self, feature_map: Tensor, actions: Tensor) -> Tensor:
         every = torch.arange(self.num_actions, device=actions.device)
         planes = (actions[:, None] == every).float()[:, :, None, None]  # one-hot
         planes = planes.expand(-1, -1, *feature_map.shape[2:])
         return normalized(self.transition(torch.cat([feature_map, planes], 1)))
-
-    def project(self, feature_map: Tensor) -> Tensor:
-        """Returns latents `[B, 256]` of feature maps."""
-        latents: Tensor = self.projection(feature_map.flatten(1))
-        return latents
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,9 @@ class SelfPrediction:
 
     Right is a prediction that is more similar to its own target than to those of all other samples
     at the same step: representations that collapse to one point are never right. The loss forbids
-    no collapse; in the source Q-learning runs beside it. In a first aux-only run on Pong the loss
-    fell to 0.007 while the accuracy stayed at chance.
+    no collapse; Q-learning on the same layers does, here as in the source, and aux-only training
+    has none (results/tasks-first, with a projection of the head's own: the loss fell to nearly 0,
+    the accuracy stayed at chance).
 
     Source: Schwarzer et al. 2021, arXiv:2007.05929, section 2 and github mila-iqia/spr,
     src/models.py.
@@ -82,7 +82,7 @@ class SelfPrediction:
 
     def make_head(self, trunk: TrunkShape, num_actions: int) -> nn.Module:
         """Returns an SprHead."""
-        return SprHead(trunk.feature_map, num_actions)
+        return SprHead(trunk, num_actions)
 
     def usable(self, data: Sequences) -> Tensor:
         """Returns where there is a next step in the same game: bool `[B]`."""
@@ -100,7 +100,7 @@ class SelfPrediction:
         obs, actions, mask = drawn
         with torch.no_grad():
             maps = normalized(target.feature_map(obs[:, 1:].flatten(0, 1)).float())
-            targets = F.normalize(target.head.project(maps), dim=1)
+            targets = F.normalize(_projected(target, maps), dim=1)
             targets = targets.unflatten(0, (len(obs), -1))  # [B, K, 256]
         latents = normalized(online.feature_map(obs[:, 0]).float())
         sample = torch.arange(len(obs), device=obs.device)
@@ -108,7 +108,7 @@ class SelfPrediction:
         losses, correct = [], []
         for k in range(actions.shape[1]):
             latents = online.head(latents, actions[:, k])
-            predicted = online.head.predictor(online.head.project(latents))
+            predicted = online.head.predictor(_projected(online, latents))
             cosines = F.normalize(predicted, dim=1) @ targets[:, k].T  # [B, B]
             own = torch.where(same, cosines, 0.0).sum(1)
             others = torch.where(same, -2.0, cosines.detach()).amax(1)
@@ -118,6 +118,11 @@ class SelfPrediction:
         loss = (torch.stack(losses, 1) * steps).mean(1)
         right = (torch.stack(correct, 1) * steps).sum(1) / steps.sum(1).clamp(min=1)
         return TaskLoss(loss, right)
+
+
+def _projected(encoder: Encoder, feature_map: Tensor) -> Tensor:
+    latents: Tensor = encoder.head.projection(encoder.features_of_map(feature_map).float())
+    return latents
 
 
 def normalized(feature_map: Tensor) -> Tensor:
