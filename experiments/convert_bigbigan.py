@@ -1,14 +1,16 @@
 """Converts the encoder of a BigBiGAN TF-Hub module to a file that rayssl loads.
 
-    pip install tensorflow tensorflow_hub      # beside rayssl; any machine, no GPU
+    pip install tensorflow tensorflow_hub 'setuptools<81'   # beside rayssl; any machine, no GPU
     python experiments/convert_bigbigan.py --architecture revnet50x4 --out bigbigan-revnet50x4.npz
     python experiments/convert_bigbigan.py --architecture resnet50 --list-variables
 
 tfhub.dev sends its visitors to Kaggle Models; a module that was downloaded and unpacked is given as
 a folder (`--module DIR`). The file also holds the module's own features of two drawn images, and is
-written only if our encoder gives the same. This script has not been run on a module: none was at
-hand. rayssl/backbones/bigbigan_variables.py says what is known of its variables; if they do not
-fit, the error lists them, and `--scope`, `--averaged`, `--epsilon` and `--latent` are what to vary.
+written only if our encoder gives the same. This script has been run on modules of the same graphs
+that TensorFlow 2.21 wrote with drawn weights (tests/bigbigan_module.py), not on DeepMind's own:
+none was at hand. rayssl/backbones/bigbigan_variables.py says what is known of their variables; if
+they do not fit, the error lists them, and `--scope`, `--averaged`, `--epsilon` and `--latent` are
+what to vary.
 """
 
 import importlib
@@ -78,7 +80,8 @@ def load_module(address: str) -> tuple[Arrays, Encode]:
     except ImportError as error:
         raise ValueError(
             f"TensorFlow is needed to read a module ({error}). pip install tensorflow "
-            "tensorflow_hub, here or on another machine, and copy the file that comes out."
+            "tensorflow_hub 'setuptools<81', here or on another machine, and copy the file that "
+            "comes out."
         ) from error
     try:
         module = hub.load(address, tags=[])
