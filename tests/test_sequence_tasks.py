@@ -297,6 +297,7 @@ class KnownFuture(nn.Module):
     def __init__(self, codes: Tensor, targets: Tensor) -> None:
         super().__init__()
         self.codes, self.targets = codes, targets
+        self.norm = nn.Identity()
 
     def forward(self, latents: Tensor, actions: Tensor) -> Tensor:
         return latents
@@ -324,9 +325,27 @@ def test_spr_distance_is_0_for_what_came_4_for_its_opposite_and_2_at_right_angle
     assert spr_loss(e.roll(1, 0), e) == ([2, 2, 2], [0, 0, 0])
 
 
-def test_spr_representations_that_collapse_have_no_loss_but_are_never_right() -> None:
-    assert spr_loss(torch.ones(3, 3), torch.ones(3, 3))[1] == [0, 0, 0]
-    assert spr_loss(torch.ones(3, 3), torch.ones(3, 3))[0] == pytest.approx([0] * 3, abs=1e-6)
+def test_spr_is_right_by_what_samples_do_not_share() -> None:
+    e = torch.eye(3)
+    assert spr_loss(e + 100, e + torch.tensor([50, 0, 0]))[1] == [1, 1, 1]
+    assert spr_loss(e.roll(1, 0) + 100, e + 100)[1] == [0, 0, 0]
+
+
+def test_spr_representations_that_collapse_have_the_loss_of_chance_and_are_never_right() -> None:
+    head = SprHead(TrunkShape(2, (2, 1, 1)), num_actions=6)
+
+    def alike(x: Tensor) -> Tensor:
+        return torch.ones(len(x), 2)
+
+    with torch.no_grad():
+        head.predictor.bias.zero_()
+        data = numbered(5, batch=4)
+        found = task_of("spr").loss(
+            encoder(head, alike)._replace(features_of_map=alike), encoder(head, alike),
+            (data.obs, data.actions, data.mask),
+        )  # fmt: skip
+    assert found.loss.tolist() == [2] * 4
+    assert found.correct.tolist() == [0] * 4
 
 
 def test_spr_counts_no_step_beyond_the_end_of_a_game() -> None:

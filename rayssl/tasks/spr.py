@@ -1,11 +1,14 @@
 """Sequence-based self-supervision: what will the next five observations look like to the agent?
 
-Self-predictive representations. As in the source, a predicted map is projected by the layers that
-Q-learning trains: the first of the Q-head there, the trunk's fully connected ones here. In the
-network `paper-code`, whose heads share no such layer, the head has a projection of its own. What
-differs: of the two augmentations the random shift is kept, the jitter of the intensity left out.
-As in the source with augmentation, the target encoder takes over the trained weights whole after
-each update (tau = 0 there, rate 1 here). Q-learning sees the map as it is (there: normalized too).
+Self-predictive representations, in the source's variant without augmentation, whose target encoder
+follows slowly. A predicted map is projected by the layers that Q-learning trains, as there: the
+first of the Q-head there, the trunk's fully connected ones here. In the network `paper-code`, whose
+heads share no such layer, the head has a projection of its own.
+
+What differs: projections are batch normalized. Without that the loss is lowest where all screens
+have one projection, and on Pong it went there at once: a loss of nearly 0 with an accuracy at
+chance (results/tasks-first). Now that point has the loss of chance, 2. There is no dropout, and
+Q-learning sees the map as it is (there: normalized, too).
 """
 
 from collections.abc import Callable
@@ -15,8 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rayssl.augmentation import random_shift
-from rayssl.tasks import Encoder, Sequences, SequenceTask, TaskLoss, TrunkShape, check_generator
+from rayssl.tasks import Encoder, Sequences, SequenceTask, TaskLoss, TrunkShape
 
 CHANNELS = 64  # of the transition model: mila-iqia/spr, src/models.py
 LATENT = 256  # of a projection of the head's own
@@ -45,6 +47,8 @@ class SprHead(nn.Module):
         own = trunk.hidden is not None  # no layer behind the map is shared
         self.projection = nn.Linear(trunk.features, LATENT) if own else nn.Identity()
         latent = LATENT if own else trunk.features
+        # Without running statistics: nothing asks this head outside of training.
+        self.norm = nn.BatchNorm1d(latent, affine=False, track_running_stats=False)
         self.predictor = nn.Linear(latent, latent)
 
     def forward(self, feature_map: Tensor, actions: Tensor) -> Tensor:
@@ -62,10 +66,9 @@ class SelfPrediction:
     t_k = g'(f'(o_k)); m_k = 0 beyond a game's end; the distance is 2 - 2 cos(y_k, t_k)
 
     Right is a prediction that is more similar to its own target than to those of all other samples
-    at the same step: representations that collapse to one point are never right. The loss forbids
-    no collapse; Q-learning on the same layers does, here as in the source, and aux-only training
-    has none (results/tasks-first, with a projection of the head's own: the loss fell to nearly 0,
-    the accuracy stayed at chance).
+    at the same step, each less its mean over the batch. A head that knows nothing has a loss of 2.
+    The accuracy stays low where the loss is good: the loss asks for no difference between screens,
+    and few directions of them are kept.
 
     Source: Schwarzer et al. 2021, arXiv:2007.05929, section 2 and github mila-iqia/spr,
     src/models.py.
@@ -73,7 +76,7 @@ class SelfPrediction:
 
     name: str = field(default="spr", init=False)
     num_steps: int = field(default=5, init=False)
-    target_rate: float = field(default=1.0, init=False)
+    target_rate: float = field(default=0.01, init=False)  # 1 - 0.99 there
     rewarding_share: None = field(default=None, init=False)
 
     def chance(self, *, num_actions: int, batch_size: int) -> float:
@@ -89,10 +92,8 @@ class SelfPrediction:
         return data.mask[:, 0]
 
     def draw(self, data: Sequences, *, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Returns observations, each with a shift of its own, actions and mask."""
-        check_generator(data.obs, generator)
-        shifted = random_shift(data.obs.flatten(0, 1), generator=generator)
-        return shifted.view(data.obs.shape), data.actions, data.mask
+        """Returns observations, actions and mask; nothing is drawn."""
+        return data.obs, data.actions, data.mask
 
     def loss(self, online: Encoder, target: Encoder | None, drawn: tuple[Tensor, ...]) -> TaskLoss:
         """Returns the mean distance of each sample's predictions, and the share that is right."""
@@ -103,25 +104,35 @@ class SelfPrediction:
             targets = F.normalize(_projected(target, maps), dim=1)
             targets = targets.unflatten(0, (len(obs), -1))  # [B, K, 256]
         latents = normalized(online.feature_map(obs[:, 0]).float())
-        sample = torch.arange(len(obs), device=obs.device)
-        same = sample[:, None] == sample
         losses, correct = [], []
         for k in range(actions.shape[1]):
             latents = online.head(latents, actions[:, k])
             predicted = online.head.predictor(_projected(online, latents))
-            cosines = F.normalize(predicted, dim=1) @ targets[:, k].T  # [B, B]
-            own = torch.where(same, cosines, 0.0).sum(1)
-            others = torch.where(same, -2.0, cosines.detach()).amax(1)
-            losses.append(2 - 2 * own)
-            correct.append((own.detach() > others).float())
+            predicted = F.normalize(predicted, dim=1)
+            losses.append(2 - 2 * (predicted * targets[:, k]).sum(1))
+            correct.append(_own_is_nearest(predicted.detach(), targets[:, k]))
         steps = mask.float()  # [B, K]
         loss = (torch.stack(losses, 1) * steps).mean(1)
         right = (torch.stack(correct, 1) * steps).sum(1) / steps.sum(1).clamp(min=1)
         return TaskLoss(loss, right)
 
 
+def _own_is_nearest(predicted: Tensor, targets: Tensor) -> Tensor:
+    """Whether each row of `[B, N]` is more similar to its own target than to any other: `[B]`.
+
+    What all rows share is taken away first. Else the target that is most like the mean prediction
+    would be the nearest one of all.
+    """
+    unlike = [F.normalize(x - x.mean(0), dim=1) for x in (predicted, targets)]
+    cosines = unlike[0] @ unlike[1].T  # [B, B]
+    own = cosines.diagonal()
+    others = cosines.masked_fill(torch.eye(len(own), dtype=torch.bool, device=own.device), -2.0)
+    return (own > others.amax(1)).float()
+
+
 def _projected(encoder: Encoder, feature_map: Tensor) -> Tensor:
-    latents: Tensor = encoder.head.projection(encoder.features_of_map(feature_map).float())
+    features = encoder.features_of_map(feature_map).float()
+    latents: Tensor = encoder.head.norm(encoder.head.projection(features))
     return latents
 
 
