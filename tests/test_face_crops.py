@@ -353,6 +353,19 @@ def test_file_that_is_no_network_is_refused(tmp_path: Path) -> None:
         make_detector("yunet", tmp_path / "a.onnx")
 
 
+def test_yunet_gives_boxes_of_the_picture_in_its_own_colours(tmp_path: Path) -> None:
+    pytest.importorskip("cv2")
+    pytest.importorskip("onnx", reason="draws a stand-in for YuNet's file: pip install onnx")
+    from tests.drawn_yunet import save
+
+    detect = make_detector("yunet", save(tmp_path / "drawn.onnx"))
+    image = np.full((256, 320, 3), 60, np.uint8)
+    assert detect(image) == []
+    image[96:128, 160:192] = (250, 40, 40)  # red first
+    assert detect(image) == [Box(144, 80, 64, 64)]  # two cells of 32 around its middle
+    assert detect(image[..., ::-1].copy()) == []
+
+
 def test_mtcnn_beside_a_torchvision_without_operators_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
