@@ -37,7 +37,6 @@ from rayssl.report import read_epochs
 from rayssl.rllib.resources import check_trial_fits
 from rayssl.rllib.start import check_shared, ray_address, record_start, start_ray
 from rayssl.rllib.stopping import stop_on_signals
-from rayssl.tasks import make_task
 from rayssl.trainables import CLASSIFICATION, pending, run_trials, trial_name
 from rayssl.training import AuxCopies, ClassifierSettings, ComputeDtype
 
@@ -158,8 +157,8 @@ def check_trainable(data: ImageSplits, configs: list[dict[str, Any]]) -> None:
     """Raises ValueError for what these images cannot serve, before any trial starts."""
     for count in {config["train_images"] for config in configs}:
         data.first(count)
-    for task in {config["aux_task"] for config in configs} - {"none"}:
-        make_task(task).every_class(data.train_x[:1])
+    for task in {config["aux_task"] for config in configs}:
+        ClassifierSettings(aux_task=task).check_images(data.train_x[:1])
 
 
 def finish(run: MnistRun, folder: Path, configs: list[dict[str, Any]], failed: list[str]) -> str:

@@ -190,7 +190,7 @@ def explain_mnist(
     training = ClassifierTraining(data, ClassifierSettings(**state["settings"]))
     training.load_state_dict(state)
     task = training.settings.aux_task
-    heads = ["class"] if task == "none" else ["aux", "class"]
+    heads = ["class"] if training.task is None else ["aux", "class"]
     target = target or "class"
     if target not in heads:
         raise ValueError(

@@ -264,14 +264,21 @@ def make_atari_network(
 
 
 def make_mnist_network(
-    *, num_classes: int, aux_classes: int, mean: float, std: float, relu_after_conv2: bool = True
+    *,
+    num_classes: int,
+    mean: float,
+    std: float,
+    aux_classes: int = 0,
+    aux_task: SequenceTask | None = None,
+    relu_after_conv2: bool = True,
 ) -> MultiHeadNetwork:
     """Returns Table V's network for 28x28 images: heads "class" and, if asked for, "aux".
 
     Args:
       num_classes: labels of the data set.
-      aux_classes: K of the pretext task; 0 for no aux head (task `none`).
       mean, std: of the training pixels in [0, 1].
+      aux_classes: K of the pretext task; 0 for no such head.
+      aux_task: instead of aux_classes, a task with a head of its own.
       relu_after_conv2: as Table V has it; False: as the authors' code.
     Returns:
       a MultiHeadNetwork; backbone and class head draw their initial weights before the aux head,
@@ -282,4 +289,7 @@ def make_mnist_network(
     heads: dict[str, nn.Module] = {"class": ClassHead(backbone.out_features, num_classes)}
     if aux_classes:
         heads["aux"] = ClassHead(backbone.out_features, aux_classes)
+    if aux_task is not None:
+        shape = TrunkShape(backbone.out_features, backbone.map_shape)
+        heads["aux"] = aux_task.make_head(shape, num_classes)
     return MultiHeadNetwork(backbone, heads)

@@ -18,10 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rayssl.data.splits import ImageSplits, split_validation
-from rayssl.losses import combined_loss, pretext_loss
+from rayssl.losses import combined_loss, mean_of_usable, pretext_loss
 from rayssl.metrics import per_class_accuracy
 from rayssl.networks import MultiHeadNetwork, make_mnist_network
-from rayssl.tasks import PretextTask, make_task
+from rayssl.tasks import (
+    Encoder,
+    PretextTask,
+    Sequences,
+    SequenceTask,
+    make_image_task,
+)
 
 EVAL_BATCH = 1_000  # images; the test set's order never changes, so it has no effect on results
 DRAWS_SEED = 2**31  # added to a run's seed; see ClassifierTraining
@@ -102,7 +108,7 @@ class ClassifierSettings:
                 f"Unknown protocol {self.protocol!r}. Available: {', '.join(PROTOCOLS)}."
             )
         if self.aux_task != "none":
-            make_task(self.aux_task)
+            self._check_task(self.aux_task)
         closed = {
             "aux_copies": (None, *get_args(AuxCopies)),
             "compute_dtype": get_args(ComputeDtype),
@@ -123,6 +129,26 @@ class ClassifierSettings:
                 raise ValueError(f"{name} must be a finite number {least}, got {value}.")
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more, got {self.seed}.")
+
+    def check_images(self, images: Tensor) -> None:
+        """Raises ValueError if the task cannot take these images, uint8 `[B, C, H, W]`."""
+        if self.aux_task != "none":
+            task = make_image_task(self.aux_task)
+            if isinstance(task, PretextTask):
+                task.every_class(images)
+
+    def _check_task(self, name: str) -> None:
+        if isinstance(make_image_task(name), PretextTask):
+            return
+        protocol = self.resolved_protocol()
+        if (protocol.class_on, protocol.aux_copies) != ("upright", "one"):
+            raise ValueError(
+                f"Task {name!r} has no labelled copies of an image, which protocol "
+                f"{self.protocol} with aux_copies {protocol.aux_copies} trains on. Use protocol "
+                "paper or strict, and aux_copies one."
+            )
+        if self.batch_size < 2:
+            raise ValueError(f"Task {name!r} compares the images of a batch: use batch_size 2.")
 
     def resolved_protocol(self) -> Protocol:
         """Returns the protocol with this training's own choices in it."""
@@ -156,16 +182,21 @@ class ClassifierTraining:
         self.epoch = 0
         # With weight 0 there is no second loss, and the training is the plain one, bit for bit.
         self.task: PretextTask | None = None
+        self.own_task: SequenceTask | None = None  # one with a head and a loss of its own
         if settings.aux_task != "none" and settings.aux_weight > 0:
-            self.task = make_task(settings.aux_task)
-            self.task.every_class(data.train_x[:1])  # a clear error at once, not in an epoch
+            settings.check_images(data.train_x[:1])  # a clear error at once, not in an epoch
+            task = make_image_task(settings.aux_task)
+            if isinstance(task, PretextTask):
+                self.task = task
+            else:
+                self.own_task = task
         self._split(data)
         mean, std = data.normalization()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             network = make_mnist_network(
                 num_classes=data.num_classes, mean=mean, std=std,
-                aux_classes=self.task.num_classes if self.task else 0,
+                aux_classes=self.task.num_classes if self.task else 0, aux_task=self.own_task,
                 relu_after_conv2=self.protocol.relu_after_conv2,
             )  # fmt: skip
             self._dropout_state = torch.get_rng_state()
@@ -173,6 +204,9 @@ class ClassifierTraining:
             self.device,
             memory_format=torch.channels_last,  # type: ignore[call-overload]
         )
+        self.follower: MultiHeadNetwork | None = None
+        if self.own_task and self.own_task.target_rate is not None:
+            self.follower = copy.deepcopy(self.network).eval().requires_grad_(False)
         self.optimizer = torch.optim.Adadelta(self.network.parameters(), lr=settings.lr)
         self._order = torch.Generator().manual_seed(settings.seed)
         # Not the order's seed: both would draw the same numbers, and in the first epoch an image's
@@ -199,7 +233,8 @@ class ClassifierTraining:
           epoch (from 1); lr; loss, class_loss, aux_loss: means over the epoch's updates;
           aux_train_accuracy; seconds: of the updates alone; images_per_s: originals;
           test_accuracy, test_confusion (rows: labels, columns: predictions), aux_accuracy and
-          aux_accuracy_per_class of the test set, every image under every pretext label.
+          aux_accuracy_per_class of the test set, every image under every pretext label; of a task
+          without labels, in batches of batch_size.
           With selection "best-validation": validation_accuracy in each epoch, and the test set's
           figures only in the last one, from the weights of the best epoch. Accuracies in [0, 1];
           keys without a value are absent. selected_epoch: the epoch that would be reported now.
@@ -229,6 +264,7 @@ class ClassifierTraining:
             "best_score": self._best_score,
             "best_state": self._best_state,
             "network": self.network.state_dict(),
+            "follower": self.follower.state_dict() if self.follower else None,
             "optimizer": self.optimizer.state_dict(),
             "dropout": self._dropout_state,
             "order": self._order.get_state(),
@@ -249,6 +285,8 @@ class ClassifierTraining:
         self.epoch, self.selected_epoch = state["epoch"], state["selected_epoch"]
         self._best_score, self._best_state = state["best_score"], state["best_state"]
         self.network.load_state_dict(state["network"])
+        if self.follower:
+            self.follower.load_state_dict(state["follower"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._dropout_state = state["dropout"].cpu()
         self._order.set_state(state["order"].cpu())
@@ -294,7 +332,7 @@ class ClassifierTraining:
         seconds = time.perf_counter() - start
         metrics = {"lr": lr, "loss": loss, "class_loss": class_loss, "seconds": seconds,
                    "images_per_s": len(x) / seconds}  # fmt: skip
-        if self.task:
+        if self.task or self.own_task:
             metrics |= {"aux_loss": aux_loss, "aux_train_accuracy": aux_accuracy}
         return metrics
 
@@ -304,6 +342,14 @@ class ClassifierTraining:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
+        if self.follower:
+            assert self.own_task is not None
+            assert self.own_task.target_rate is not None
+            with torch.no_grad():
+                torch._foreach_lerp_(
+                    [*self.follower.parameters()], [*self.network.parameters()],
+                    self.own_task.target_rate,
+                )  # fmt: skip
         return torch.stack([loss.detach(), *parts]).double()
 
     def loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
@@ -315,6 +361,12 @@ class ClassifierTraining:
           x: uint8 `[B, 1, 28, 28]`.
           y: int64 `[B]`.
         """
+        if self.own_task:
+            class_loss = F.cross_entropy(self._logits(x, ("class",), len(x))[0], y)
+            losses, correct, usable = self._own_loss(self.own_task, x, self._draws)
+            aux_loss, hits = mean_of_usable(losses, usable), mean_of_usable(correct, usable)
+            loss = combined_loss(class_loss, aux_loss, self.settings.aux_weight)
+            return loss, (class_loss.detach(), aux_loss.detach(), hits.detach())
         if self.task is None:
             loss = F.cross_entropy(self._logits(x, ("class",), len(x))[0], y)
             zero = torch.zeros((), device=loss.device)
@@ -337,6 +389,23 @@ class ClassifierTraining:
         if self.protocol.mean_of_losses:
             loss = loss / 2
         return loss, (class_loss.detach(), aux_loss.detach(), hits.detach())
+
+    def _own_loss(
+        self, task: SequenceTask, x: Tensor, draws: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss and success of each image in a task with a head of its own, and which count."""
+        if len(x) < 2:  # the last batch of an epoch: nothing to compare with
+            zero = torch.zeros(len(x), device=x.device)
+            return zero, zero, zero.bool()
+        none = x.new_zeros((len(x), 0))
+        data = Sequences(x[:, None], none.long(), none.float(), none.bool())
+        drawn, usable = task.draw(data, generator=draws), task.usable(data)
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.settings.compute_dtype == "bfloat16"
+        ):
+            target = None if self.follower is None else _encoder(self.follower)
+            found = task.loss(_encoder(self.network), target, drawn)
+        return found.loss, found.correct, usable
 
     def _logits(self, x: Tensor, heads: tuple[str, ...], upright: int) -> list[Tensor]:
         """Each head's logits: of the first `upright` images and of the rest; of all, if 0."""
@@ -379,6 +448,8 @@ class ClassifierTraining:
             "test_accuracy": int(confusion.trace()) / len(y),
             "test_confusion": confusion.tolist(),
         }
+        if self.own_task:
+            metrics |= self._test_own(self.own_task)
         if self.task:
             task = self.task
             told = self._predict(x, "aux", lambda part: task.every_class(part)[0])
@@ -391,6 +462,23 @@ class ClassifierTraining:
             metrics["aux_accuracy"] = float(hits.double().mean())
             metrics["aux_accuracy_per_class"] = per_class.tolist()
         return metrics
+
+    @torch.no_grad()
+    def _test_own(self, task: SequenceTask) -> dict[str, Any]:
+        """Success of a task with a head of its own on whole batches of test images."""
+        self.network.eval()
+        x, y = self._test_set
+        size = self.settings.batch_size
+        whole = max(size, len(x) // size * size)  # a smaller batch would be an easier task
+        draws = torch.Generator(self.device).manual_seed(self.settings.seed + DRAWS_SEED)
+        parts = [self._own_loss(task, part, draws)[1:] for part in x[:whole].split(size)]
+        correct, usable = (torch.cat(each) for each in zip(*parts, strict=True))
+        labels, hits = y[:whole][usable], correct[usable].bool()
+        found = torch.where(hits, labels, -1)
+        return {
+            "aux_accuracy": float(hits.double().mean()),
+            "aux_accuracy_per_class": per_class_accuracy(found, labels, self.num_classes).tolist(),
+        }
 
     @torch.no_grad()
     def _predict(
@@ -410,6 +498,10 @@ class ClassifierTraining:
     def _get_dropout_state(self) -> None:
         if self.device.type != "cuda":
             self._dropout_state = torch.get_rng_state()
+
+
+def _encoder(network: MultiHeadNetwork) -> Encoder:
+    return network.encoder(dict(network.named_parameters()), "aux")
 
 
 def check_same_settings(

@@ -16,9 +16,11 @@ from rayssl.tasks import (
     PretextTask,
     Sequences,
     SequenceTask,
+    available_image_tasks,
     available_pretext_tasks,
     available_tasks,
     make_any_task,
+    make_image_task,
     make_task,
 )
 
@@ -214,12 +216,22 @@ def network_of(name: str) -> MultiHeadNetwork:
 
 
 @EVERY_SEQUENCE_TASK
-def test_task_on_sequences_knows_its_name_and_is_refused_for_images(name: str) -> None:
+def test_task_on_sequences_knows_its_name_and_is_refused_where_images_need_labels(
+    name: str,
+) -> None:
     task = make_any_task(name)
     assert not isinstance(task, PretextTask)
     assert task.name == name
-    with pytest.raises(ValueError, match=f"Task '{name}' works on games alone .*For images: .*rot"):
+    on_images = name in available_image_tasks()
+    refusal = "puts no label" if on_images else "works on games alone .*For images: .*rotation"
+    with pytest.raises(ValueError, match=f"Task '{name}' {refusal}"):
         make_task(name)
+    if on_images:
+        assert task.num_steps == 0
+        assert make_image_task(name) == task
+    else:
+        with pytest.raises(ValueError, match=f"Task '{name}' works on games alone"):
+            make_image_task(name)
 
 
 @EVERY_KIND

@@ -741,5 +741,69 @@ def test_jigsaw_trains_beside_a_classifier_and_tasks_on_games_are_refused() -> N
     row = training(aux_task="jigsaw", epochs=1).run_epoch()
     assert row["aux_loss"] > 0
     assert len(row["aux_accuracy_per_class"]) == 10
-    with pytest.raises(ValueError, match="Task 'curl' works on games alone .*For images: jigsaw,"):
-        training(aux_task="curl")
+    with pytest.raises(ValueError, match="Task 'spr' works on games alone .*For images: curl, jig"):
+        training(aux_task="spr")
+
+
+# CURL beside a classifier: two shifted views of an image, the others of the batch as negatives
+
+
+@pytest.mark.parametrize("protocol", ["paper", "strict"])
+def test_curl_learns_beside_a_classifier_which_two_views_are_of_one_image(protocol: str) -> None:
+    digits = load_dataset("digits")
+    classifier = training(protocol, "curl", data=digits, epochs=3)
+    rows = list(classifier.epochs())
+    assert rows[-1]["aux_accuracy"] > 3 / 32  # chance is 1 / 32
+    assert rows[-1]["aux_loss"] < rows[0]["aux_loss"]
+    assert len(rows[-1]["aux_accuracy_per_class"]) == 10
+
+
+def test_curl_has_one_loss_of_eq_3_and_a_follower_without_gradients() -> None:
+    classifier = training(aux_task="curl", aux_weight=0.5)
+    loss, (class_loss, aux_loss, _) = classifier.loss(small().train_x[:32], small().train_y[:32])
+    assert float(loss.detach()) == pytest.approx(float(class_loss + 0.5 * aux_loss))
+    loss.backward()
+    assert classifier.follower is not None
+    assert all(p.grad is None for p in classifier.follower.parameters())
+    assert classifier.network.heads["aux"].bilinear.grad is not None
+
+
+def test_curls_follower_moves_by_a_thousandth_of_the_way_after_each_update() -> None:
+    classifier = training(aux_task="curl", batch_size=120)  # one update an epoch
+    before = copy.deepcopy(classifier.network.state_dict())
+    classifier.run_epoch()
+    assert classifier.follower is not None
+    for name, found in classifier.follower.named_parameters():
+        moved = before[name].lerp(classifier.network.state_dict()[name], 0.001)
+        torch.testing.assert_close(found.detach(), moved)
+
+
+def test_curl_resumes_with_its_follower_bit_for_bit() -> None:
+    whole, first = (training(aux_task="curl", epochs=2) for _ in range(2))
+    expected = list(whole.epochs())[-1]
+    first.run_epoch()
+    resumed = training(aux_task="curl", epochs=2)
+    resumed.load_state_dict(first.state_dict())
+    found = resumed.run_epoch()
+    assert {k: v for k, v in found.items() if k not in CLOCK} == {
+        k: v for k, v in expected.items() if k not in CLOCK
+    }
+
+
+def test_curl_skips_a_last_batch_of_one_image() -> None:
+    data = small().first(33)
+    row = training(aux_task="curl", data=data).run_epoch()
+    assert math.isfinite(row["loss"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"protocol": "paper-code"}, "Task 'curl' has no labelled copies of an image, which proto"),
+        ({"aux_copies": "all"}, "with aux_copies all trains on. Use protocol paper or strict"),
+        ({"batch_size": 1}, "Task 'curl' compares the images of a batch: use batch_size 2"),
+    ],
+)
+def test_curl_refuses_what_has_no_meaning_for_it(settings: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        training(aux_task="curl", **settings)

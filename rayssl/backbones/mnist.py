@@ -22,12 +22,14 @@ class MnistBackbone(nn.Module):
       relu_after_conv2: as Table V has it; False: as the authors' code.
     Args of the forward pass:
       x: uint8 `[B, 1, 28, 28]`, 0-255.
+      as_map: stop before the dense layer.
     Returns:
-      `[B, 128]`.
+      `[B, 128]`; with `as_map` `[B, 64, 12, 12]`.
     Source: Table V; section V-B; dropout rates: the authors' code, classification/mnist.
     """
 
     out_features = 128
+    map_shape = 64, 12, 12
 
     def __init__(self, mean: float, std: float, *, relu_after_conv2: bool = True) -> None:
         super().__init__()
@@ -38,7 +40,7 @@ class MnistBackbone(nn.Module):
         self.fc = nn.Linear(9216, self.out_features)
         self.dropout = nn.Dropout(0.5)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, as_map: bool = False) -> Tensor:
         x = (x.to(torch.float32, memory_format=torch.channels_last) * (1 / 255) - self.mean) / (
             self.std
         )
@@ -46,5 +48,7 @@ class MnistBackbone(nn.Module):
         if self.relu_after_conv2:
             x = F.relu(x)
         x = self.dropout_channels(F.max_pool2d(x, 2))  # [B, 64, 12, 12]
+        if as_map:
+            return x
         x = F.relu(self.fc(x.flatten(1)))  # [B, 128]
         return self.dropout(x)

@@ -12,7 +12,6 @@ from ray import tune
 from rayssl.data import ImageSplits, load_dataset
 from rayssl.jobs import Job, Row, Write
 from rayssl.report import read_epochs
-from rayssl.tasks import make_task
 from rayssl.trainables import (
     METRICS,
     EpochWriter,
@@ -98,8 +97,7 @@ class MnistJob(Job):
         """Raises ValueError or OSError for settings, files or a task that do not fit."""
         settings.check()
         images = settings.data().first(settings.train_images).train_x[:1]
-        if settings.aux_task != "none":
-            make_task(settings.aux_task).every_class(images)
+        settings.check_images(images)
 
     def trainable(self, trials: Sequence[MnistTrial]) -> Any:
         """Returns the trainable; its images travel through Ray's object store."""

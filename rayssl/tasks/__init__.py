@@ -32,11 +32,13 @@ __all__ = [
     "Sequences",
     "TaskLoss",
     "TrunkShape",
+    "available_image_tasks",
     "available_pretext_tasks",
     "available_tasks",
     "check_generator",
     "draw_per_sample",
     "make_any_task",
+    "make_image_task",
     "make_task",
     "make_tasks",
     "split_names",
@@ -227,21 +229,50 @@ def available_pretext_tasks() -> tuple[str, ...]:
     return tuple(sorted(name for name, task in made.items() if isinstance(task, PretextTask)))
 
 
+def available_image_tasks() -> tuple[str, ...]:
+    """Returns the names that `make_image_task` takes, sorted."""
+    made = {name: make() for name, make in _constructors().items()}
+    return tuple(
+        sorted(
+            name
+            for name, task in made.items()
+            if isinstance(task, PretextTask) or not (task.num_steps or task.rewarding_share)
+        )
+    )
+
+
 def make_task(name: str) -> PretextTask:
     """Returns a new task of this name that works on single observations, images included.
 
     Raises:
       ValueError: if no file in `rayssl/tasks/` defines the name ("none" is not a task: a caller
         that allows it treats it before), if the files themselves break the rules above, or if the
-        task needs more than single observations.
+        task needs more than single observations, or labels none.
     """
     task = make_any_task(name)
     if isinstance(task, PretextTask):
         return task
+    if task.num_steps or task.rewarding_share:
+        raise ValueError(
+            f"Task {name!r} works on games alone (experiments/atari.py). For images: "
+            f"{', '.join(available_image_tasks())}."
+        )
     raise ValueError(
-        f"Task {name!r} works on games alone (experiments/atari.py). For images: "
+        f"Task {name!r} puts no label on an image, as this needs. Labels have "
         f"{', '.join(available_pretext_tasks())}."
     )
+
+
+def make_image_task(name: str) -> AnyTask:
+    """Returns a new task of this name that a classifier of images can train, of either kind.
+
+    Raises:
+      ValueError: as `make_any_task`, or if the task needs more than single images.
+    """
+    task = make_any_task(name)
+    if isinstance(task, PretextTask) or not (task.num_steps or task.rewarding_share):
+        return task
+    return make_task(name)  # its error
 
 
 def make_any_task(name: str) -> AnyTask:

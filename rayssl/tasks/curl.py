@@ -5,7 +5,7 @@ layer. Without that, and with the contrast on the trunk's output, the task stays
 where any two screens look nearly alike to a fresh trunk (results/tasks-second; with: results/
 tasks-third). The view is a random shift by up to 4 pixels (there: a crop of 80x80, then the shift).
 
-On games alone: it needs a slowly moving copy of the network, which classification has not.
+On images, too: there the slowly moving copy is a classifier's, without its dropout.
 """
 
 import math
