@@ -155,6 +155,8 @@ def parts(settings: Settings, threads: int) -> dict[str, Callable[[], float]]:
         return lambda: milliseconds(updates, calls) / UPDATES_A_CALL
 
     plain = make_batch(replay, UPDATES_A_CALL, settings)
+    # Each learner compiles the same functions for itself; from the ninth on they would run plain.
+    torch._dynamo.config.recompile_limit = 64
     made = {"td": slots(make_learner(None, threads, settings), plain)}
     for task in settings.tasks:
         learner = make_learner(task, threads, settings)
