@@ -1,7 +1,7 @@
 """Random shifts of images: pad by repeating the edge, then crop. Pure functions.
 
-DrQ regularises Q-learning with them (Kostrikov, Yarats & Fergus 2021, arXiv:2004.13649), CURL, ATC
-and SPR their views of an observation. All frames of a stack shift together.
+DrQ regularises Q-learning with them (Kostrikov, Yarats & Fergus 2021, arXiv:2004.13649), CURL and
+ATC their views of an observation. All frames of a stack shift together.
 """
 
 import torch

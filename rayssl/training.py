@@ -148,7 +148,10 @@ class ClassifierSettings:
                 "paper or strict, and aux_copies one."
             )
         if self.batch_size < 2:
-            raise ValueError(f"Task {name!r} compares the images of a batch: use batch_size 2.")
+            raise ValueError(
+                f"Task {name!r} compares the images of a batch: use batch_size 2 or more, got "
+                f"{self.batch_size}."
+            )
 
     def resolved_protocol(self) -> Protocol:
         """Returns the protocol with this training's own choices in it."""
@@ -234,7 +237,7 @@ class ClassifierTraining:
           aux_train_accuracy; seconds: of the updates alone; images_per_s: originals;
           test_accuracy, test_confusion (rows: labels, columns: predictions), aux_accuracy and
           aux_accuracy_per_class of the test set, every image under every pretext label; of a task
-          without labels, in batches of batch_size.
+          without labels, in whole batches of batch_size, beside the slow copy of the last epoch.
           With selection "best-validation": validation_accuracy in each epoch, and the test set's
           figures only in the last one, from the weights of the best epoch. Accuracies in [0, 1];
           keys without a value are absent. selected_epoch: the epoch that would be reported now.
@@ -397,8 +400,7 @@ class ClassifierTraining:
         if len(x) < 2:  # the last batch of an epoch: nothing to compare with
             zero = torch.zeros(len(x), device=x.device)
             return zero, zero, zero.bool()
-        none = x.new_zeros((len(x), 0))
-        data = Sequences(x[:, None], none.long(), none.float(), none.bool())
+        data = Sequences.without_steps(x)
         drawn, usable = task.draw(data, generator=draws), task.usable(data)
         with torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.settings.compute_dtype == "bfloat16"

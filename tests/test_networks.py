@@ -24,6 +24,7 @@ from rayssl.networks import (
     MultiHeadNetwork,
     OutputLinear,
     make_atari_network,
+    make_mnist_network,
 )
 
 EVERY_NETWORK = pytest.mark.parametrize("name", available_networks())
@@ -484,3 +485,18 @@ def test_frames_packed_into_words_are_cast_bit_for_bit(frames: int, dtype: torch
         cast = _channels_last(view, dtype)
         assert torch.equal(cast, view.to(dtype))
         assert cast.is_contiguous(memory_format=last)
+
+
+@pytest.mark.parametrize("name", ["paper-code", "paper-text", "nature", "mnist"])
+def test_features_of_the_feature_map_are_the_features(
+    name: str, generator: torch.Generator
+) -> None:
+    if name == "mnist":
+        network, shape = make_mnist_network(num_classes=10, mean=0.1, std=0.3), (3, 1, 28, 28)
+    else:
+        network, shape = make_atari_network(name, num_actions=3, aux_classes=4), (3, 4, 84, 84)
+    head = "class" if name == "mnist" else "q"
+    encoder = network.eval().encoder(dict(network.named_parameters()), head)
+    x = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+    found = encoder.features_of_map(encoder.feature_map(x))
+    torch.testing.assert_close(found, encoder.features(x), rtol=0, atol=0)

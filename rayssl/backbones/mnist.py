@@ -23,6 +23,7 @@ class MnistBackbone(nn.Module):
     Args of the forward pass:
       x: uint8 `[B, 1, 28, 28]`, 0-255.
       as_map: stop before the dense layer.
+      from_map: x is what `as_map` returns: start there.
     Returns:
       `[B, 128]`; with `as_map` `[B, 64, 12, 12]`.
     Source: Table V; section V-B; dropout rates: the authors' code, classification/mnist.
@@ -40,15 +41,19 @@ class MnistBackbone(nn.Module):
         self.fc = nn.Linear(9216, self.out_features)
         self.dropout = nn.Dropout(0.5)
 
-    def forward(self, x: Tensor, as_map: bool = False) -> Tensor:
+    def forward(self, x: Tensor, as_map: bool = False, from_map: bool = False) -> Tensor:
+        if not from_map:
+            x = self._map(x)
+        if as_map:
+            return x
+        x = F.relu(self.fc(x.flatten(1)))  # [B, 128]
+        return self.dropout(x)
+
+    def _map(self, x: Tensor) -> Tensor:
         x = (x.to(torch.float32, memory_format=torch.channels_last) * (1 / 255) - self.mean) / (
             self.std
         )
         x = self.conv2(F.relu(self.conv1(x)))  # [B, 64, 24, 24]
         if self.relu_after_conv2:
             x = F.relu(x)
-        x = self.dropout_channels(F.max_pool2d(x, 2))  # [B, 64, 12, 12]
-        if as_map:
-            return x
-        x = F.relu(self.fc(x.flatten(1)))  # [B, 128]
-        return self.dropout(x)
+        return self.dropout_channels(F.max_pool2d(x, 2))  # [B, 64, 12, 12]

@@ -109,7 +109,6 @@ def sequences_of(aux: AuxTask, batch: dict[str, Tensor], obs: Tensor) -> Sequenc
       obs: observations of the TD batch, all that a task without steps needs.
     """
     if not aux.task.num_steps:
-        none = obs.new_zeros((len(obs), 0))
-        return Sequences(obs[:, None], none.long(), none.float(), none.bool())
+        return Sequences.without_steps(obs)
     columns = (batch[f"{aux.rows}/{name}"] for name in SequenceBatch._fields)
     return Sequences(*columns).first(aux.task.num_steps)

@@ -109,6 +109,12 @@ class Sequences(NamedTuple):
     rewards: Tensor
     mask: Tensor
 
+    @classmethod
+    def without_steps(cls, obs: Tensor) -> "Sequences":
+        """Returns sequences of one observation each, `[B, stack, H, W]`, with K = 0."""
+        none = obs.new_zeros((len(obs), 0))
+        return cls(obs[:, None], none.long(), none.float(), none.bool())
+
     def first(self, num_steps: int) -> "Sequences":
         """Returns the first `num_steps` steps of each."""
         return Sequences(
@@ -232,13 +238,7 @@ def available_pretext_tasks() -> tuple[str, ...]:
 def available_image_tasks() -> tuple[str, ...]:
     """Returns the names that `make_image_task` takes, sorted."""
     made = {name: make() for name, make in _constructors().items()}
-    return tuple(
-        sorted(
-            name
-            for name, task in made.items()
-            if isinstance(task, PretextTask) or not (task.num_steps or task.rewarding_share)
-        )
-    )
+    return tuple(sorted(name for name, task in made.items() if not _needs_games(task)))
 
 
 def make_task(name: str) -> PretextTask:
@@ -252,7 +252,7 @@ def make_task(name: str) -> PretextTask:
     task = make_any_task(name)
     if isinstance(task, PretextTask):
         return task
-    if task.num_steps or task.rewarding_share:
+    if _needs_games(task):
         raise ValueError(
             f"Task {name!r} works on games alone (experiments/atari.py). For images: "
             f"{', '.join(available_image_tasks())}."
@@ -270,9 +270,7 @@ def make_image_task(name: str) -> AnyTask:
       ValueError: as `make_any_task`, or if the task needs more than single images.
     """
     task = make_any_task(name)
-    if isinstance(task, PretextTask) or not (task.num_steps or task.rewarding_share):
-        return task
-    return make_task(name)  # its error
+    return make_task(name) if _needs_games(task) else task  # the first: for its error
 
 
 def make_any_task(name: str) -> AnyTask:
@@ -333,6 +331,12 @@ def check_generator(x: Tensor, generator: torch.Generator) -> None:
             f"Expected a generator on x's device {x.device}, got one on {generator.device}. "
             "Create it with torch.Generator(device=x.device)."
         )
+
+
+def _needs_games(task: AnyTask) -> bool:
+    if isinstance(task, PretextTask):
+        return False
+    return bool(task.num_steps or task.rewarding_share)
 
 
 def _constructors() -> dict[str, Callable[[], AnyTask]]:

@@ -103,7 +103,7 @@ class SelfPrediction:
         with torch.no_grad():
             maps = normalized(target.feature_map(obs[:, 1:].flatten(0, 1)).float())
             targets = F.normalize(_projected(target, maps), dim=1)
-            targets = targets.unflatten(0, (len(obs), -1))  # [B, K, 256]
+            targets = targets.unflatten(0, (len(obs), -1))  # [B, K, latent]
         latents = normalized(online.feature_map(obs[:, 0]).float())
         losses, correct = [], []
         for k in range(actions.shape[1]):
