@@ -12,36 +12,21 @@ lie in images/ and in TensorBoard.
 
 import dataclasses
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # EpochLog writes the logs
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # else Ray leaves the token out; read on import
 
-import ray
-
 from rayssl.bigan_report import bigan_report, plot_bigan
-from rayssl.cli import (
-    check_writable,
-    experiment_folder,
-    parse_experiment,
-    provenance,
-    refuse,
-    remove_empty,
-)
+from rayssl.cli import experiment_folder, parse_experiment
+from rayssl.epoch_experiment import Experiment, check_at_least, run_experiment
 from rayssl.jobs.bigan import BiganTrial
-from rayssl.report import read_epochs
-from rayssl.rllib.resources import check_trial_fits
-from rayssl.rllib.start import check_shared, ray_address, record_start, start_ray
-from rayssl.rllib.stopping import stop_on_signals
-from rayssl.trainables import FEATURE_LEARNING, pending, run_trials
-
-UNFINISHED = 75  # exit code: run the same command with --resume to go on
+from rayssl.trainables import FEATURE_LEARNING
 
 
 @dataclass(frozen=True)
@@ -108,66 +93,37 @@ def trials(run: BiganRun) -> list[BiganTrial]:
     Raises:
       ValueError: for a value that no trial can have.
     """
-    for name, least in (("seeds", 1), ("num_cpus", 1), ("num_gpus", 0)):
-        if not getattr(run, name) >= least:
-            raise ValueError(
-                f"--{name.replace('_', '-')} must be {least} or more, got {getattr(run, name)}."
-            )
+    check_at_least(run)
     names = {field.name for field in dataclasses.fields(BiganTrial)} - {"seed"}
     given = {name: getattr(run, name) for name in names}
     return [BiganTrial(**given, seed=seed) for seed in range(run.seeds)]
 
 
+def make_experiment(argv: Sequence[str] | None = None) -> Experiment:
+    """Returns the experiment of a command line.
+
+    Raises:
+      ValueError, OSError: for a value, files or a folder that no experiment can have.
+    """
+    run = parse_experiment(BiganRun, argv)
+    first, *others = trials(run)
+    default = f"{run.model}-{Path(run.dataset).resolve().name}"
+    dataset = Path(run.dataset).name
+    return Experiment(
+        run=run,
+        kind=FEATURE_LEARNING,
+        folder=run.resume or experiment_folder(run.results_dir, run.name, default),
+        configs=[trial.config() | {"num_cpus": run.num_cpus} for trial in (first, *others)],
+        data=first.data(),  # the seeds share it
+        title=default,
+        report=lambda rows: bigan_report(rows, dataset=dataset),
+        plot=lambda rows, path: plot_bigan(rows, path, title=f"{run.model}, {dataset}"),
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> str:
     """Runs the experiment of a command line and returns its tables as markdown."""
-    made: list[Path] = []
-    try:
-        run = parse_experiment(BiganRun, argv)
-        first, *others = trials(run)
-        configs = [t.config() | {"num_cpus": run.num_cpus} for t in (first, *others)]
-        default = f"{run.model}-{Path(run.dataset).resolve().name}"
-        folder = run.resume or experiment_folder(run.results_dir, run.name, default)
-        data = first.data()  # the seeds share it
-        made = check_writable(folder)
-        left = pending(read_epochs(folder), folder, configs, FEATURE_LEARNING)
-        if left:
-            start_ray(ray_address(run.address))
-            check_shared(folder)
-            check_trial_fits(run.num_cpus, run.num_gpus)
-    except (ValueError, OSError) as error:
-        remove_empty(made)
-        refuse(error)
-    failed: list[str] = []
-    if left:
-        record_start(folder, provenance(dataclasses.replace(run, resume=None)))
-        print(f"{default}: {len(left)} of {len(configs)} trials to run -> {folder}", flush=True)
-        stop_on_signals("stopping; every trial keeps its last whole epoch")
-        failed = run_trials(
-            FEATURE_LEARNING, folder, left, data, num_cpus=run.num_cpus, num_gpus=run.num_gpus
-        )
-        ray.shutdown()
-    return finish(run, folder, configs, failed)
-
-
-def finish(run: BiganRun, folder: Path, configs: list[dict[str, Any]], failed: list[str]) -> str:
-    """Writes and prints tables and figure of all epochs so far; exits with 1 or 75 if some miss."""
-    rows = read_epochs(folder)
-    left = len(pending(rows, folder, configs, FEATURE_LEARNING))
-    dataset = Path(run.dataset).name
-    report = bigan_report(rows, dataset=dataset)
-    if rows:
-        (folder / "report.md").write_text(report + "\n")
-        curves = plot_bigan(rows, folder / "curves.png", title=f"{run.model}, {dataset}")
-        print(
-            f"\n{report}\n\ncurves: {curves}\nsamples and reconstructions: {folder / 'images'}\n"
-            f"logs: {folder} (tensorboard --logdir {folder / 'tb'})"
-        )
-    for line in failed:
-        print(f"error: {line}", file=sys.stderr)
-    if left:
-        print(f"{left} of {len(configs)} trials have not finished; go on with --resume {folder}")
-        raise SystemExit(1 if failed else UNFINISHED)
-    return report
+    return run_experiment(lambda: make_experiment(argv))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ confusions 2/5 and 6/9, the pretext accuracy of each digit, and Figure 8 (PNG).
 
 import dataclasses
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,26 +20,12 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # else Ray leaves the token out; read on import
 
-import ray
-
 from rayssl.classification_report import classification_report, plot_classification
-from rayssl.cli import (
-    check_writable,
-    experiment_folder,
-    parse_experiment,
-    provenance,
-    refuse,
-    remove_empty,
-)
+from rayssl.cli import experiment_folder, parse_experiment
 from rayssl.data import ImageSplits, load_dataset
-from rayssl.report import read_epochs
-from rayssl.rllib.resources import check_trial_fits
-from rayssl.rllib.start import check_shared, ray_address, record_start, start_ray
-from rayssl.rllib.stopping import stop_on_signals
-from rayssl.trainables import CLASSIFICATION, pending, run_trials, trial_name
+from rayssl.epoch_experiment import Experiment, check_at_least, run_experiment
+from rayssl.trainables import CLASSIFICATION, trial_name
 from rayssl.training import AuxCopies, ClassifierSettings, ComputeDtype
-
-UNFINISHED = 75  # exit code: run the same command with --resume to go on
 
 
 @dataclass(frozen=True)
@@ -98,11 +83,7 @@ def trials(run: MnistRun) -> list[dict[str, Any]]:
     Raises:
       ValueError: for a value that no trial can have.
     """
-    for name, least in (("seeds", 1), ("num_cpus", 1), ("num_gpus", 0)):
-        if not getattr(run, name) >= least:
-            raise ValueError(
-                f"--{name.replace('_', '-')} must be {least} or more, got {getattr(run, name)}."
-            )
+    check_at_least(run)
     for name in ("protocol", "aux_task", "aux_weight"):
         if not getattr(run, name):
             raise ValueError(f"--{name.replace('_', '-')} needs at least one value, got none.")
@@ -123,36 +104,6 @@ def trials(run: MnistRun) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def main(argv: Sequence[str] | None = None) -> str:
-    """Runs the experiment of a command line and returns its tables as markdown."""
-    made: list[Path] = []
-    try:
-        run = parse(argv)
-        configs = trials(run)
-        folder = run.resume or experiment_folder(run.results_dir, run.name, run.dataset)
-        data = load_dataset(run.dataset, run.data_dir, verify=run.verify)
-        check_trainable(data, configs)
-        made = check_writable(folder)
-        left = pending(read_epochs(folder), folder, configs, CLASSIFICATION)
-        if left:
-            start_ray(ray_address(run.address))
-            check_shared(folder)
-            check_trial_fits(run.num_cpus, run.num_gpus)
-    except (ValueError, OSError) as error:
-        remove_empty(made)
-        refuse(error)
-    failed: list[str] = []
-    if left:
-        record_start(folder, provenance(dataclasses.replace(run, resume=None)))
-        print(f"{run.dataset}: {len(left)} of {len(configs)} trials to run -> {folder}", flush=True)
-        stop_on_signals("stopping; every trial keeps its last whole epoch")
-        failed = run_trials(
-            CLASSIFICATION, folder, left, data, num_cpus=run.num_cpus, num_gpus=run.num_gpus
-        )
-        ray.shutdown()
-    return finish(run, folder, configs, failed)
-
-
 def check_trainable(data: ImageSplits, configs: list[dict[str, Any]]) -> None:
     """Raises ValueError for what these images cannot serve, before any trial starts."""
     for count in {config["train_images"] for config in configs}:
@@ -161,23 +112,32 @@ def check_trainable(data: ImageSplits, configs: list[dict[str, Any]]) -> None:
         ClassifierSettings(aux_task=task).check_images(data.train_x[:1])
 
 
-def finish(run: MnistRun, folder: Path, configs: list[dict[str, Any]], failed: list[str]) -> str:
-    """Writes and prints tables and figure of all epochs so far; exits with 1 or 75 if some miss."""
-    rows = read_epochs(folder)
-    left = len(pending(rows, folder, configs, CLASSIFICATION))
-    if rows:
-        report = classification_report(rows, dataset=run.dataset)
-        (folder / "report.md").write_text(report + "\n")
-        curves = plot_classification(rows, folder / "curves.png", title=run.dataset)
-        print(
-            f"\n{report}\n\ncurves: {curves}\nlogs: {folder} (tensorboard --logdir {folder / 'tb'})"
-        )
-    for line in failed:
-        print(f"error: {line}", file=sys.stderr)
-    if left:
-        print(f"{left} of {len(configs)} trials have not finished; go on with --resume {folder}")
-        raise SystemExit(1 if failed else UNFINISHED)
-    return report
+def make_experiment(argv: Sequence[str] | None = None) -> Experiment:
+    """Returns the experiment of a command line.
+
+    Raises:
+      ValueError, OSError: for a value, files or a folder that no experiment can have.
+    """
+    run = parse(argv)
+    configs = trials(run)
+    folder = run.resume or experiment_folder(run.results_dir, run.name, run.dataset)
+    data = load_dataset(run.dataset, run.data_dir, verify=run.verify)
+    check_trainable(data, configs)
+    return Experiment(
+        run=run,
+        kind=CLASSIFICATION,
+        folder=folder,
+        configs=configs,
+        data=data,
+        title=run.dataset,
+        report=lambda rows: classification_report(rows, dataset=run.dataset),
+        plot=lambda rows, path: plot_classification(rows, path, title=run.dataset),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> str:
+    """Runs the experiment of a command line and returns its tables as markdown."""
+    return run_experiment(lambda: make_experiment(argv))
 
 
 if __name__ == "__main__":

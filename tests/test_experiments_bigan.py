@@ -14,10 +14,12 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 import torch
 from PIL import Image
 
 from experiments import bigan
+from rayssl import epoch_experiment
 from rayssl.bigan import make_training
 from rayssl.bigan_report import DONAHUE_LOG, bigan_report, plot_bigan
 from rayssl.cli import git_commit
@@ -42,7 +44,11 @@ def refused(
     def started(*args: object, **kwargs: object) -> None:
         raise AssertionError("Expected the mistake to be found before Ray starts.")
 
-    for owner, name in ((bigan.ray, "init"), (bigan, "start_ray"), (bigan, "run_trials")):
+    for owner, name in (
+        (ray, "init"),
+        (epoch_experiment, "start_ray"),
+        (epoch_experiment, "run_trials"),
+    ):
         monkeypatch.setattr(owner, name, started)
     monkeypatch.chdir(tmp_path)  # where the default results/local would be made
 
@@ -276,7 +282,9 @@ def test_experiment_ends_with_table_curves_pictures_and_what_made_them(killed: K
 def test_finished_experiment_writes_its_tables_again(
     killed: Killed, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bigan, "start_ray", lambda address: pytest.fail("nothing is left to run"))
+    monkeypatch.setattr(
+        epoch_experiment, "start_ray", lambda address: pytest.fail("nothing is left to run")
+    )
     report = bigan.main(["--resume", str(killed.folder)])
     assert report in capsys.readouterr().out
 

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 
 from experiments import mnist
+from rayssl import epoch_experiment
 from rayssl.cli import git_commit
 from rayssl.data import ImageSplits, load_dataset
 from rayssl.data.mnist import FILES
@@ -55,7 +57,11 @@ def refused(
     def files() -> dict[Path, bytes]:
         return {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
-    for owner, name in ((mnist.ray, "init"), (mnist, "start_ray"), (mnist, "run_trials")):
+    for owner, name in (
+        (ray, "init"),
+        (epoch_experiment, "start_ray"),
+        (epoch_experiment, "run_trials"),
+    ):
         monkeypatch.setattr(owner, name, started)
     monkeypatch.chdir(tmp_path)  # where the default results/local would be made
 
@@ -181,7 +187,7 @@ def test_experiment_that_ray_cannot_start_leaves_no_folder(
     def fail(address: str) -> None:
         raise ConnectionError(f"no cluster at {address}")
 
-    monkeypatch.setattr(mnist, "start_ray", fail)
+    monkeypatch.setattr(epoch_experiment, "start_ray", fail)
     with pytest.raises(SystemExit, match="2"):
         mnist.main(
             ["--dataset", "digits", "--results-dir", str(tmp_path / "new"), "--address", "x"]
@@ -351,7 +357,9 @@ def test_experiment_ends_with_tables_curves_and_what_made_them(resumed: Killed) 
 def test_resume_of_a_finished_experiment_only_writes_its_tables_again(
     resumed: Killed, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(mnist, "start_ray", lambda address: pytest.fail("nothing is left to run"))
+    monkeypatch.setattr(
+        epoch_experiment, "start_ray", lambda address: pytest.fail("nothing is left to run")
+    )
     settings = (resumed.folder / "settings.json").read_bytes()
     (resumed.folder / "report.md").unlink()
     report = mnist.main(["--resume", str(resumed.folder)])
