@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -28,6 +27,7 @@ LEARNING_RATE = 2e-4
 GAMMA = 0.99
 MAX_GRAD_NORM = 10.0
 
+LOAD = "load_average_1min_at_start"  # of the machine
 PACKAGES = ("torch", "ray", "stable-baselines3", "gymnasium", "ale-py", "numpy")
 
 
@@ -156,11 +156,11 @@ def run_facts(settings: Any) -> dict[str, Any]:
     facts = provenance(settings)
     facts["versions"] |= {name: _version(name) for name in PACKAGES}
     facts["machine"] = {
-        "cpu": _cpu_model(),
+        "cpu": facts["cpu"],
         "cores": os.cpu_count(),
         "usable_cores": usable_cores(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "load_average_1min_at_start": round(os.getloadavg()[0], 2),
+        LOAD: round(os.getloadavg()[0], 2),
     }
     return facts
 
@@ -175,13 +175,6 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def report(rows: Sequence[dict[str, Any]], columns: Sequence[str], path: Path | None) -> None:

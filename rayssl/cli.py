@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -165,7 +166,7 @@ def experiment_folder(results_dir: Path, name: str | None, default: str) -> Path
 
 
 def provenance(settings: Any) -> dict[str, Any]:
-    """Returns what makes a result traceable: settings, command, commit, time and versions.
+    """Returns what makes a result traceable: settings, command, commit, time, versions, machine.
 
     Args:
       settings: a dataclass; values that JSON does not know (paths) become text.
@@ -177,9 +178,21 @@ def provenance(settings: Any) -> dict[str, Any]:
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         # From the packages' metadata: importing Ray is for rllib/ alone.
         "versions": {"python": sys.version.split()[0]} | {n: version(n) for n in ("torch", "ray")},
+        "cpu": cpu_name(),
         "cpus": os.cpu_count(),
         "gpu": gpu_name(),
     }
+
+
+def cpu_name() -> str:
+    """Returns the processor's model as Linux names it, or else what the platform calls it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:  # not a Linux
+        pass
+    return platform.processor() or platform.machine()
 
 
 def gpu_name() -> str | None:

@@ -173,7 +173,8 @@ def test_provenance_makes_a_result_traceable_and_goes_through_json(
     monkeypatch.setattr(sys, "argv", words)
     monkeypatch.setattr(cli, "git_commit", lambda: "0123456789ab-dirty")
     found = provenance(AtariRun(name="two words"))
-    assert found["gpu"] == gpu_name()
+    assert (found["cpu"], found["gpu"]) == (cli.cpu_name(), gpu_name())
+    assert found["cpu"]
     assert json.loads(json.dumps(found)) == found
     assert shlex.split(found["command"]) == ["python", *words]
     assert found["commit"] == "0123456789ab-dirty"
