@@ -29,6 +29,7 @@ from benchmarks.measure import (
     BATCH_SIZE,
     EPSILON,
     LEARNING_RATE,
+    LOAD,
     MAX_GRAD_NORM,
     NUM_ENVS,
     REPLAY_CAPACITY,
@@ -43,11 +44,12 @@ from benchmarks.measure import (
     usable_cores,
 )
 from rayssl.cli import refuse
+from rayssl.report import markdown_table
 
 MEASURED = (*Figures._fields, "peak_rss_mib")
 COLUMNS = (
-    "name", "env_steps_per_s", "updates_per_s", "aux_updates_per_s", "peak_rss_mib",
-    "bytes_per_transition",
+    "name", "env_steps_per_s", "updates_per_s", "aux_updates_per_s", "steps_per_update",
+    "peak_rss_mib", "bytes_per_transition",
 )  # fmt: skip
 SPARE_SECONDS = 600.0  # for start, fill and compiling; a child that takes longer is given up
 
@@ -273,7 +275,7 @@ ROWS = {
         "wrap_atari_for_new_api_stack(dim=84, framestack=4), uniform EpisodeReplayBuffer, n-step "
         "1, valid padding and a shared layer of 512 (its default network has 8M parameters), no "
         "checks for NaN; where a game starts anew its runner adds a step of all games, so that "
-        "it makes a few percent fewer updates a step",
+        "it makes about a tenth fewer updates a step: see steps_per_update",
         ("cv2",),
     ),
     "plain-loop": Row(plain_loop.measure, plain_loop.SETTINGS, ("cv2",)),
@@ -358,6 +360,8 @@ def spreads(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if not samples:
         return {}
     columns = {key: [sample[key] for sample in samples] for key in MEASURED}
+    updates = zip(columns["env_steps_per_s"], columns["updates_per_s"], strict=True)
+    columns["steps_per_update"] = [steps / made for steps, made in updates]
     return {key: None if None in values else spread(values) for key, values in columns.items()}
 
 
@@ -370,6 +374,25 @@ def add_ratios(rows: Sequence[dict[str, Any]]) -> None:
         if row["name"] in medians:
             own = medians[row["name"]]
             row["ratio_to"] = {n: own / other for n, other in medians.items() if n != row["name"]}
+
+
+def ratio_table(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns `ratio_to` as a table: the row's median steps/s divided by the column's."""
+    measured = [row for row in rows if "ratio_to" in row]
+    return [
+        {"steps/s / those of": row["name"]}
+        | {other["name"]: row["ratio_to"].get(other["name"], 1.0) for other in measured}
+        for row in measured
+    ]
+
+
+def machine_line(facts: dict[str, Any]) -> str:
+    """Returns the processor, its load, the commit and the versions of a run in one line."""
+    machine, versions = facts["machine"], facts["versions"].items()
+    return (
+        f"{machine['cpu']}, {machine['usable_cores']} cores, load {machine[LOAD]} at the start; "
+        f"commit {facts['commit']}; " + ", ".join(f"{name} {v}" for name, v in versions if v)
+    )
 
 
 def chosen_rows(only: str | None) -> list[str]:
@@ -403,6 +426,9 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     for row in rows:
         row["run"] = facts
     report(rows, COLUMNS, settings.json)
+    if ratios := ratio_table(rows):
+        print(f"\n{markdown_table(ratios)}")
+    print(f"\n{machine_line(facts)}")
     print(
         f"arithmetic: {limit['gflop_per_update']:.2f} GFLOP a TD update, {limit['gflop_per_s']:.0f}"
         f" GFLOP/s of {limit['dtype']} matrix products here: {limit['env_steps_per_s']:.0f} env "

@@ -21,6 +21,7 @@ from benchmarks import (
     update_cost,
 )
 from benchmarks.measure import Meter, Turn
+from rayssl import cli
 from rayssl.tasks import available_pretext_tasks, available_tasks
 
 
@@ -142,6 +143,25 @@ def test_throughput_goes_on_after_a_row_that_fails(
     rows = saved_rows(path)
     assert rows["rllib-dqn"]["failed"] == "KeyError: 'obs'"
     assert rows["rayssl-none"]["env_steps_per_s"]["median"] == 2.0
+
+
+def test_throughput_prints_the_ratio_of_every_row_to_each_other_and_the_machine(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    speeds = {"sb3": 60.0, "rllib-dqn": 24.0}
+
+    def measured(name: str, turn: Turn) -> dict[str, Any]:
+        return dict.fromkeys(throughput.MEASURED, 6.0) | {"env_steps_per_s": speeds[name]}
+
+    monkeypatch.setattr(throughput, "measure_in_child", measured)
+    monkeypatch.setattr(throughput, "missing", lambda row: None)
+    rows = throughput.main(["--only", "sb3,rllib-dqn", "--repeats", "1"])
+    out = capsys.readouterr().out
+    assert rows[0]["steps_per_update"] == {"min": 10.0, "median": 10.0, "max": 10.0}
+    table = [line.split() for line in out.splitlines() if line.startswith("| sb3")]
+    assert table[1] == ["|", "sb3", "|", "1", "|", "2.5", "|"]
+    assert cli.cpu_name() in out
+    assert f"torch {torch.__version__}" in out
 
 
 def test_throughput_refuses_an_unknown_row(capsys: pytest.CaptureFixture[str]) -> None:
