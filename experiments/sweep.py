@@ -511,6 +511,17 @@ def print_estimate(sweep: Sweep, at_once: int) -> None:
         print(f"  {source}")
 
 
+def time_table(folder: SweepFolder) -> list[dict[str, Any]]:
+    """Returns a row for each trial whose log tells where its time went, per cent a part."""
+    shares = {t.name: folder.job.time_shares(folder.job.rows(folder.of(t.name))) for t in
+              folder.trials if folder.of(t.name).is_dir()}  # fmt: skip
+    parts = dict.fromkeys(part for each in shares.values() for part in each)
+    return [
+        {"trial": name} | {part: f"{each.get(part, 0.0):.1%}" for part in parts}
+        for name, each in shares.items() if each
+    ]  # fmt: skip
+
+
 def finish(folder: SweepFolder, undrawn: int) -> list[dict[str, Any]]:
     """Prints the closing table; exits with 75 if trials are left, with 1 if some failed.
 
@@ -527,6 +538,8 @@ def finish(folder: SweepFolder, undrawn: int) -> list[dict[str, Any]]:
     ]  # fmt: skip
     print("\n" + markdown_table(shown))
     print(f"final, best, reported: {folder.job.metric}")
+    if times := time_table(folder):
+        print(f"\nwhere the time of each trial went, in per cent:\n\n{markdown_table(times)}\n")
     print(f"table: {folder.path / TABLE}\nlogs: tensorboard --logdir {folder.path}")
     by_status = {status: [r["trial"] for r in rows if r["status"] == status] for status in STATUSES}
     left = [

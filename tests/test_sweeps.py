@@ -16,8 +16,10 @@ from tensorboard.plugins.hparams.metadata import (
     parse_session_start_info_plugin_data,
 )
 
+from experiments import sweep
 from rayssl.jobs import available_jobs, find_job
 from rayssl.jobs.mnist import MnistTrial
+from rayssl.presets import AtariRun
 from rayssl.rllib.resources import count_fitting
 from rayssl.rllib.stopping import StopAtSteps
 from rayssl.sweeps.axes import (
@@ -220,6 +222,17 @@ def test_estimate_takes_earlier_runs_that_are_alike_and_says_so(tmp_path: Path) 
     assert elsewhere.endswith("MNIST in RESULTS.md, one core of an AMD EPYC (Zen 4)")
 
 
+def test_estimate_counts_the_games_of_evaluations() -> None:
+    plain = AtariRun(aux_task="none", steps=60_000)
+    evaluated = replace(plain, evaluate_every=30_000, evaluation_games=100)
+    (train, _), (both, source) = ATARI.typical_seconds(plain), ATARI.typical_seconds(evaluated)
+    assert (both - train) * 60_000 == pytest.approx(2 * 100 * 5.6)
+    assert "evaluations at 5.6 s a game" in source
+    saved = {"game": "pong", "aux_task": "none"}  # as of a log before there were evaluations
+    assert ATARI.alike(saved, plain)
+    assert not ATARI.alike(saved, evaluated)
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(8, "8 seconds"), (89, "89 seconds"), (91, "1.5 minutes"), (1000, "17 minutes"),
@@ -227,6 +240,23 @@ def test_estimate_takes_earlier_runs_that_are_alike_and_says_so(tmp_path: Path) 
 )  # fmt: skip
 def test_durations_have_two_figures_at_most(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+# The end
+
+
+def test_sweep_says_where_the_time_of_each_trial_went(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path, ATARI)
+    trials = [Trial(name, AtariRun(seed=i), i) for i, name in enumerate(("a", "b"))]
+    folder.add(trials, {})
+    folder.of("a").mkdir()
+    (folder.of("a") / "progress.csv").write_text(
+        "env_steps,env_steps_per_s,time_learning,time_sampling\n1000,10,0.5,0.5\n2000,100,1,0\n"
+    )
+    assert sweep.time_table(folder) == [
+        {"trial": "a", "learning": "54.5%", "sampling": "45.5%"}  # 60 and 50 of 110 seconds
+    ]
+    assert sweep.time_table(SweepFolder(tmp_path / "images", MNIST)) == []
 
 
 # The folder

@@ -129,6 +129,10 @@ class Job:
         """
         raise NotImplementedError
 
+    def time_shares(self, rows: Sequence[Row]) -> dict[str, float]:
+        """Returns where a training's time went: {part: share}; empty if its log does not tell."""
+        return {}
+
     def typical_seconds(self, settings: Any) -> tuple[float, str]:
         """Returns seconds for one step of `unit` and where that number comes from."""
         raise NotImplementedError

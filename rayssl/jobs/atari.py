@@ -3,19 +3,21 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pandas as pd
 from ray import tune
 
 from rayssl.backbones.atari import make_trunk
 from rayssl.cli import check_name
+from rayssl.envs.atari import rom_id
 from rayssl.gpu_sharing import wait_asleep
 from rayssl.jobs import Fit, Job, Row, Write
 from rayssl.presets import PRESETS, AtariRun, preset_values, weights_of
 from rayssl.replay import required_bytes
-from rayssl.report import read_run
+from rayssl.report import read_run, time_shares
 from rayssl.rllib.algorithm import AuxDQN
 from rayssl.rllib.checkpoint import MODEL_SETTINGS, newest_whole_checkpoint
 from rayssl.rllib.config import AuxDQNConfig
@@ -23,6 +25,9 @@ from rayssl.rllib.resources import RUNNER_BYTES, Resources, fit_runner_cpus, tot
 from rayssl.rllib.run_log import COLUMNS, RunLog, live_line, task_columns
 
 ALGORITHM_BYTES = 700e6  # of the algorithm's process without its replay: 529 MB, and its compiler
+# Wall time of an evaluated whole game, seconds, one core: the medians of time_evaluation in
+# results/paper-pong*-first (308, 564 and 741 s for 100 games) and the longer of Breakout's two.
+SECONDS_A_GAME = {"pong": 5.6, "breakout": 0.7}
 
 
 def build_config(run: AtariRun) -> AuxDQNConfig:
@@ -209,19 +214,32 @@ class AtariJob(Job):
         """Returns the seconds of an agent step, over the whole run so far."""
         return row["wall_s"] / row["env_steps"] if row.get("wall_s") else None
 
+    def time_shares(self, rows: Sequence[Row]) -> dict[str, float]:
+        """Returns the parts of the log's `time_*` columns: see `rayssl.report.time_shares`."""
+        return time_shares(pd.DataFrame(rows)) if rows else {}
+
     def typical_seconds(self, settings: AtariRun) -> tuple[float, str]:
-        """Returns what a step took in RESULTS.md's first runs of Pong."""
+        """Returns what a step took in the first Pong runs of RESULTS.md, with its evaluations."""
         updates = 1 if settings.aux_task == "none" else 1 + 1 / settings.aux_every
+        seconds = 0.0106 * updates * settings.replay_ratio / 0.25
         source = "Pong in RESULTS.md, one core of an AMD EPYC (Zen 4)"
-        return 0.0106 * updates * settings.replay_ratio / 0.25, source
+        if settings.evaluate_every:
+            a_game = SECONDS_A_GAME.get(rom_id(settings.game), max(SECONDS_A_GAME.values()))
+            seconds += a_game * settings.evaluation_games / settings.evaluate_every
+            source += f"; evaluations at {a_game:g} s a game: results/paper-*-first"
+        return seconds, source
 
     def alike(self, saved: Mapping[str, Any], settings: AtariRun) -> bool:
         """Returns whether network, workers, updates and the presence of a head are the same."""
         if not isinstance(saved.get("game"), str):
             return False
-        names = ("network", "num_workers", "replay_ratio", "frame_size")
+        names = (
+            "network", "num_workers", "envs_per_worker", "replay_ratio", "frame_size",
+            "prioritized", "evaluate_every", "evaluation_games",
+        )  # fmt: skip
+        usual = asdict(AtariRun())  # of what older logs do not name
         plain = (saved.get("aux_task") == "none") == (settings.aux_task == "none")
-        return plain and all(saved.get(k) == getattr(settings, k) for k in names)
+        return plain and all(saved.get(k, usual.get(k)) == getattr(settings, k) for k in names)
 
 
 JOB = AtariJob()
