@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ from rayssl.rllib.resources import ensure_auth_token
 PARTS = ("runner", "intake", "updates", "weights", "points")
 TASKS = ("none", "permutation")
 FRAMES_PER_STEP = 4
+ONE_THREAD = ", 1 thread"
 ROWS_BEFORE_UPDATES = 2_000  # of real play in the replay, so that the aux tasks have labels
 REPLAY_CAPACITY = 20_000  # rows; taking in costs the same with more
 COLUMNS = ("name", "figure", "unit")
@@ -170,17 +172,20 @@ def intake(algo: AuxDQN, seconds: float) -> tuple[float, float]:
     return taken / wall, cpu / taken * 1e6
 
 
-def make_learning(settings: Settings, task: str) -> AuxDQN:
+def make_learning(settings: Settings, task: str, threads: int) -> AuxDQN:
     """Returns an algorithm in this process with real play in its replay and compiled updates."""
-    algo: AuxDQN = make_config(settings, task).build_algo()
+    config = make_config(settings, task)
+    config.training(learner_threads=threads)
+    algo: AuxDQN = config.build_algo()
     while algo._env_steps < ROWS_BEFORE_UPDATES:
         algo._take(algo.env_runner.sample())
     algo._learn(MAX_UPDATES_A_CALL)
     return algo
 
 
-def td_updates_per_s(algo: AuxDQN, seconds: float) -> float:
+def td_updates_per_s(algo: AuxDQN, threads: int, seconds: float) -> float:
     """Returns TD updates per second (each with its aux update, if the task is one)."""
+    torch.set_num_threads(threads)  # of the process: another algorithm may have set its own
     start, updates = time.perf_counter(), algo._counts["td_updates"]
     while time.perf_counter() - start < seconds:
         algo._learn(MAX_UPDATES_A_CALL)
@@ -212,6 +217,17 @@ def env_steps_per_s(settings: Settings, workers: int) -> float:
     return rate
 
 
+def learner_threads(settings: Settings) -> list[int]:
+    """Returns the numbers of threads of the learner to measure: all, and what workers leave it."""
+    most = settings.threads or usable_cores()
+    return [most] if most == 1 else [most, 1]
+
+
+def updates_name(task: str, threads: int, settings: Settings) -> str:
+    """Returns the name of a figure: that of all threads has the task's name alone."""
+    return f"updates {task}" + ("" if threads == learner_threads(settings)[0] else ONE_THREAD)
+
+
 def weights_set_ms(algo: AuxDQN, runner: AtariEnvRunner) -> float:
     """Returns the ms in which a runner fetches pushed weights from the object store and casts."""
 
@@ -234,9 +250,11 @@ def measurements(settings: Settings, wanted: Sequence[str]) -> dict[str, Callabl
     if "intake" in wanted:
         made["intake"] = lambda: intake(feeder, settings.seconds)
     if "updates" in wanted:
-        for task in TASKS:
-            algo = make_learning(settings, task)
-            made[f"updates {task}"] = partial(td_updates_per_s, algo, settings.seconds)
+        for task, threads in product(TASKS, learner_threads(settings)):
+            algo = make_learning(settings, task, threads)
+            made[updates_name(task, threads, settings)] = partial(
+                td_updates_per_s, algo, threads, settings.seconds
+            )
     if "weights" in wanted:
         made["push"] = lambda: milliseconds(feeder._push_weights, 20)
         made["set"] = lambda: weights_set_ms(feeder, runner)
@@ -259,9 +277,9 @@ def table_rows(figures: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
     if taken:
         yield row("intake", taken, "env steps/s")
         yield row("intake, CPU", [pair[1] for pair in figures["intake"]], "us of CPU per env step")
-    for task in TASKS:
-        if updates := figures.get(f"updates {task}"):
-            yield row(f"updates, task {task}", updates, "TD updates/s")
+    for task, threads in product(TASKS, ("", ONE_THREAD)):
+        if updates := figures.get(f"updates {task}{threads}"):
+            yield row(f"updates, task {task}{threads}", updates, "TD updates/s")
     for name, meaning in (("push", "get_state and ray.put"), ("set", "ray.get and set_state")):
         if name in figures:
             yield row(f"weights, {name}", figures[name], f"ms, {meaning}")

@@ -3,9 +3,10 @@
     python benchmarks/parts.py --json benchmarks/results/parts.json
     python benchmarks/scaling.py                      # writes docs/scaling.md
 
-The model has three figures of parts.py and no free parameter. A step costs core time in the runner
+The model has the figures of parts.py and no free parameter. A step costs core time in the runner
 (1 / its steps/s on one core), in the learner (its threads / its steps/s) and in the intake; the
-cores of a machine give no more than so many seconds a second, and no part is faster than alone:
+cores of a machine give no more than so many seconds a second, and no part is faster than alone.
+The learner has the threads that workers leave it, as far as parts.py measured so many:
 
     steps/s = min(cores / (cost of a step), workers * runner, learner, intake)
 """
@@ -13,7 +14,7 @@ cores of a machine give no more than so many seconds a second, and no part is fa
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,11 +23,13 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.measure import BATCH_SIZE, STEPS_PER_UPDATE, show
-from benchmarks.parts import FRAMES_PER_STEP
+from benchmarks.parts import FRAMES_PER_STEP, ONE_THREAD
 from rayssl.cli import refuse
 from rayssl.report import markdown_table
 
 POINT = "whole training, "
+UPDATES = "updates, task none"
+CREDIBLE = 1.1  # times a prediction: the spread of the parts themselves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,17 +50,20 @@ class Parts(NamedTuple):
 
     Attributes:
       runner: env steps/s of one runner on one core.
-      learner: env steps/s that the learner's updates allow, at one update per 4 steps.
-      threads: cores that the learner has; 0: it learns on a GPU.
+      learners: threads of the learner -> env steps/s that its updates allow, at one update per 4
+        steps; threads 0: it learns on a GPU.
       intake: env steps/s that the algorithm's process takes in.
       intake_cost: core seconds of the intake per env step.
     """
 
     runner: float
-    learner: float
-    threads: int
+    learners: Mapping[int, float]
     intake: float
     intake_cost: float
+
+    def threads(self, free: int) -> int:
+        """Returns the threads of the learner that has so many free cores."""
+        return max((n for n in self.learners if n <= free), default=min(self.learners))
 
 
 def predict(parts: Parts, cores: int, workers: int) -> tuple[float, str]:
@@ -65,8 +71,10 @@ def predict(parts: Parts, cores: int, workers: int) -> tuple[float, str]:
 
     Without workers the games run in the learner's process, and cost the same core time.
     """
-    cost = 1 / parts.runner + parts.threads / parts.learner + parts.intake_cost
-    limits = {"cores": cores / cost, "learner": parts.learner, "intake": parts.intake}
+    threads = parts.threads(max(1, cores - workers))
+    learner = parts.learners[threads]
+    cost = 1 / parts.runner + threads / learner + parts.intake_cost
+    limits = {"cores": cores / cost, "learner": learner, "intake": parts.intake}
     if workers:
         limits["runners"] = workers * parts.runner
     name = min(limits, key=lambda key: limits[key])
@@ -81,10 +89,12 @@ def read_parts(rows: Sequence[dict[str, Any]]) -> Parts:
     """
     found = {row["name"]: row["figure"]["median"] for row in rows}
     try:
+        learners = {int(rows[0]["run"]["threads"]): found[UPDATES] * STEPS_PER_UPDATE}
+        if UPDATES + ONE_THREAD in found:
+            learners[1] = found[UPDATES + ONE_THREAD] * STEPS_PER_UPDATE
         return Parts(
             runner=found["runner"] / FRAMES_PER_STEP,
-            learner=found["updates, task none"] * STEPS_PER_UPDATE,
-            threads=int(rows[0]["run"]["threads"]),
+            learners=learners,
             intake=found["intake"],
             intake_cost=found["intake, CPU"] / 1e6,
         )
@@ -99,25 +109,27 @@ def machines(parts: Parts, cores: int, gpu_updates_per_s: float | None) -> list[
 
     A core is taken to be one of this machine's.
     """
-    cpu = f"{parts.learner / STEPS_PER_UPDATE:.0f} updates/s on {parts.threads} cores, measured"
+    most = max(parts.learners)
+    cpu = f"{parts.learners[most] / STEPS_PER_UPDATE:.0f} updates/s on {most} cores, measured"
     kinds = [
         (f"this machine, {cores} cores", cores, parts, cpu),
         ("16 cores, no GPU", 16, parts, cpu),
         ("cluster of 4 x 16 cores, no GPU", 64, parts, cpu),
     ]
     if gpu_updates_per_s:
-        fast = parts._replace(learner=gpu_updates_per_s * STEPS_PER_UPDATE, threads=0)
-        text = f"{gpu_updates_per_s:.0f} updates/s, measured"
+        fast = parts._replace(learners={0: gpu_updates_per_s * STEPS_PER_UPDATE})
+        text = f"{gpu_updates_per_s:.0f} updates/s of batches at hand, measured: a ceiling"
         kinds += [("16 cores and a GPU", 16, fast, text), ("cluster with a GPU", 64, fast, text)]
     else:
         for updates in (1_000, 3_000):
-            fast = parts._replace(learner=updates * STEPS_PER_UPDATE, threads=0)
+            fast = parts._replace(learners={0: updates * STEPS_PER_UPDATE})
             text = f"if a GPU made {updates:,} updates/s: not measured"
             kinds += [(f"{n} cores and a GPU", n, fast, text) for n in (16, 64)]
     rows = []
     for name, count, figures, learner in kinds:
-        free = max(1, count - max(1, figures.threads))  # the algorithm's process has a core
-        full = figures.learner / figures.runner
+        threads = max(figures.learners)
+        free = max(1, count - max(1, threads))  # the algorithm's process has a core
+        full = figures.learners[figures.threads(count - free)] / figures.runner
         steps, limit = predict(figures, count, free)
         rows.append(
             {
@@ -144,6 +156,21 @@ def points(rows: Sequence[dict[str, Any]], parts: Parts, cores: int) -> list[dic
                 }
             )  # fmt: skip
     return found
+
+
+def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns one sentence: how far the measured trainings lie from the model's."""
+    if not rows:
+        return "No whole training was measured."
+    ratios = [row["measured / predicted"] for row in rows]
+    text = f"Measured trainings have {min(ratios):.2f} to {max(ratios):.2f} of the prediction."
+    if max(ratios) > CREDIBLE:
+        text += (
+            " More than 1 cannot be if every part had its full speed when it was measured alone: "
+            "other work on the machine, or threads that wait for each other, slowed the parts. "
+            "Take the model's figures as low by as much."
+        )
+    return text
 
 
 class Gpu(NamedTuple):
@@ -185,7 +212,11 @@ def page(rows: Sequence[dict[str, Any]], gpu: Gpu | None, source: str) -> str:
     ]
     told = " No GPU was at hand: its rows say what would follow."
     if gpu:
-        told = f" The GPU's updates/s: {gpu.source}; such a machine as a whole was not measured."
+        told = (
+            f" The GPU's updates/s: {gpu.source}. Its batch lies ready: drawing and moving batches "
+            "is not in that figure, nor what the learner's process costs the cores, so that these "
+            "rows say at most; such a machine as a whole was not measured."
+        )
     return f"""# How far it scales
 
 Written by `python benchmarks/scaling.py` from `{source}` ({run["machine"]["cpu"]}, {cores} cores,
@@ -200,7 +231,8 @@ torch {run["versions"]["torch"]}, commit {run["commit"]}, load at the start
 ## Together
 
 A step costs core time in the runner, the learner and the intake. A machine has so many cores, and
-no part is faster than it is alone:
+no part is faster than it is alone. The learner has the threads that workers leave it, as far as
+they were measured:
 
     steps/s = min(cores / (1 / runner + threads / learner + intake's CPU), workers * runner,
                   learner, intake)
@@ -208,6 +240,8 @@ no part is faster than it is alone:
 Whole trainings on this machine beside that prediction:
 
 {markdown_table(points(rows, parts, cores))}
+
+{verdict(points(rows, parts, cores))}
 
 From how many workers on the learner is the limit: `learner / runner`.{told}
 

@@ -213,11 +213,13 @@ def test_parts_derive_the_number_of_workers_that_the_learner_can_serve() -> None
     figures: dict[str, list[Any]] = {
         "runner": [400.0, 500.0],  # steps/s
         "updates none": [50.0, 250.0],
+        "updates none, 1 thread": [40.0, 40.0],
         "intake": [(4000.0, 30.0), (4000.0, 30.0)],
     }
     rows = {row["name"]: row["figure"] for row in parts.table_rows(figures)}
     assert rows["runner"]["max"] == 2_000.0  # frames
     assert rows["learner's limit, task none"] == {"min": 0.5, "median": 1.25, "max": 2.0}
+    assert rows["updates, task none, 1 thread"]["median"] == 40.0
     assert rows["intake's limit"] == {"min": 8.0, "median": 9.0, "max": 10.0}
     assert rows["intake, CPU"]["median"] == 30.0
 
@@ -241,7 +243,7 @@ def test_parts_saves_every_part(
 
 # 500 steps/s a runner, 200 steps/s of updates on 2 cores, 0.001 s of intake a step:
 # a step costs 0.002 + 0.01 + 0.001 = 0.013 core seconds.
-PARTS = scaling.Parts(runner=500, learner=200, threads=2, intake=4_000, intake_cost=0.001)
+PARTS = scaling.Parts(runner=500, learners={2: 200}, intake=4_000, intake_cost=0.001)
 
 
 @pytest.mark.parametrize(
@@ -261,9 +263,27 @@ def test_prediction_is_the_least_that_cores_and_parts_allow(
 
 
 def test_a_faster_learner_makes_runners_and_then_the_intake_the_limit() -> None:
-    fast = PARTS._replace(learner=10_000, threads=0)
+    fast = PARTS._replace(learners={0: 10_000})
     assert scaling.predict(fast, 64, 3) == (1_500, "runners")
     assert scaling.predict(fast, 64, 60) == (4_000, "intake")
+
+
+def test_learner_has_the_threads_that_workers_leave_it() -> None:
+    both = PARTS._replace(learners={2: 200, 1: 160})
+    # With a worker on one of two cores a step costs 0.002 + 1 / 160 + 0.001 core seconds.
+    for cores, workers, steps_per_s, limit in (
+        (2, 1, 160, "learner"), (1, 1, 1 / 0.00925, "cores"), (2, 0, 2 / 0.013, "cores"),
+        (16, 14, 200, "learner"),
+    ):  # fmt: skip
+        predicted, part = scaling.predict(both, cores, workers)
+        assert predicted == pytest.approx(steps_per_s)
+        assert part == limit
+
+
+def test_page_says_so_if_trainings_are_faster_than_the_parts_allow() -> None:
+    fair, fast = ({"measured / predicted": ratio} for ratio in (0.9, 1.37))
+    assert scaling.verdict([fair]) == "Measured trainings have 0.90 to 0.90 of the prediction."
+    assert "slowed the parts" in scaling.verdict([fair, fast])
 
 
 def test_scaling_writes_measured_points_beside_predictions(tmp_path: Path) -> None:
@@ -286,7 +306,7 @@ def test_scaling_writes_measured_points_beside_predictions(tmp_path: Path) -> No
     td = {"name": "td", "updates_per_s": {"median": 250.0}, "run": made}
     gpu.write_text(json.dumps([td]))
     text = scaling.main(words)
-    assert "250 updates/s, measured" in text
+    assert "250 updates/s of batches at hand, measured: a ceiling" in text
     assert "(A GPU, commit" in text
     path.write_text(json.dumps(rows[:1]))
     with pytest.raises(SystemExit):
