@@ -15,6 +15,7 @@ from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from ray.rllib.policy.sample_batch import MultiAgentBatch, SampleBatch
 from torch import Tensor
 
+from rayssl.backbones.atari import available_networks
 from rayssl.rllib.config import AuxDQNConfig
 from rayssl.rllib.learner import AuxDQNLearner, resolve_dtype
 from rayssl.tasks import make_task
@@ -578,10 +579,11 @@ def test_gradient_cosine_is_that_of_both_losses_on_the_trunk() -> None:
     assert total == pytest.approx(expected, abs=1e-5)
 
 
-def test_bfloat16_gradients_point_where_float32_gradients_do() -> None:
+@pytest.mark.parametrize("network", available_networks())
+def test_bfloat16_gradients_point_where_float32_gradients_do(network: str) -> None:
     gradients: dict[str, list[Tensor]] = {}
     for dtype in ("float32", "bfloat16"):
-        learner = make_learner(compute_dtype=dtype, network="paper-code")
+        learner = make_learner(compute_dtype=dtype, network=network)
         gradients[dtype] = []
 
         def keep(loss: Tensor, optimizer: str, learner: AuxDQNLearner = learner) -> None:
