@@ -334,6 +334,8 @@ class FrameReplay:
         self._flags = np.zeros(slots, np.uint8)
         self._added = np.zeros(num_lanes, np.int64)  # rows that each lane ever received
         self._tree = PriorityTree(slots) if prioritized else None
+        # Sampleable rows that got a reward, and the others, 1 each; from draw_rewarding() on.
+        self._kinds: tuple[PriorityTree, PriorityTree] | None = None
         self._max_priority = 1.0  # of |TD error| + priority_epsilon, before alpha
         self._num_sampleable = 0
         self._rng = np.random.default_rng(seed)
@@ -360,10 +362,15 @@ class FrameReplay:
         return height * width
 
     @property
+    def _trees(self) -> list[PriorityTree]:
+        """Those there are, of priorities and of kinds: a leaf is 0 unless its row is sampleable."""
+        return [tree for tree in (self._tree, *(self._kinds or ())) if tree is not None]
+
+    @property
     def nbytes(self) -> int:
         """Bytes reserved for rows and trees (8 bytes a lane of counters left out)."""
         rows = (self._frames, self._actions, self._rewards, self._flags)
-        return sum(array.nbytes for array in rows) + (self._tree.nbytes if self._tree else 0)
+        return sum(x.nbytes for x in rows) + sum(x.nbytes for x in self._trees)
 
     @property
     def bytes_per_transition(self) -> float:
@@ -485,6 +492,8 @@ class FrameReplay:
         Rewarding rows are equally likely among themselves, the others, too. Where there are none
         of one kind, all are of the other.
 
+        The first call looks at every row and sets up 18 bytes each; later ones do not.
+
         Args:
           batch_size: B, at least 1.
           share: in [0, 1].
@@ -495,14 +504,17 @@ class FrameReplay:
         Source: Jaderberg et al. 2017, arXiv:1611.05397, section 3.3 (skewed replay).
         """
         self._check_sampleable()
-        slots = np.flatnonzero(self._flags & SAMPLEABLE)
-        rewarding = self._rewards[slots] != 0
-        kinds = slots[rewarding], slots[~rewarding]
+        if self._kinds is None:
+            self._kinds = PriorityTree(self.capacity), PriorityTree(self.capacity)
+            self._sort_by_kind(np.flatnonzero(self._flags & SAMPLEABLE))
+        totals = [int(kind.total) for kind in self._kinds]
         wanted = self._rng.random(batch_size) < share
-        wanted = wanted if len(kinds[0]) and len(kinds[1]) else np.full(batch_size, rewarding[0])
+        if not all(totals):
+            wanted[:] = totals[0] > 0
         drawn = np.empty(batch_size, np.int64)
-        for kind, places in zip(kinds, (wanted, ~wanted), strict=True):
-            drawn[places] = kind[self._rng.integers(max(1, len(kind)), size=places.sum())]
+        for kind, total, places in zip(self._kinds, totals, (wanted, ~wanted), strict=True):
+            if total:  # leaf number i of a kind, in order, has the share [i, i + 1) of [0, total)
+                drawn[places] = kind.find(self._rng.integers(total, size=places.sum()))
         lanes, rows = self._rows_in(drawn)
         return rows * self.num_lanes + lanes
 
@@ -597,6 +609,7 @@ class FrameReplay:
         self._max_priority = 1.0
         if self._tree is not None:
             self._tree.clear()
+        self._kinds = None
 
     # Rows and slots
 
@@ -662,8 +675,8 @@ class FrameReplay:
         slots = slots[self._flags[slots] & SAMPLEABLE != 0]
         self._flags[slots] &= ~np.uint8(SAMPLEABLE)
         self._num_sampleable -= len(slots)
-        if self._tree is not None:
-            self._tree.set(slots, 0.0)
+        for tree in self._trees:
+            tree.set(slots, 0.0)
 
     def _retire_without_history(self, lanes: np.ndarray) -> None:
         """Retires the oldest rows of lanes whose stacks need a row that is overwritten now."""
@@ -687,6 +700,14 @@ class FrameReplay:
         if self._tree is not None:
             leaves = self._tree.leaves[slots]  # positive only for rows that restore() read
             self._tree.set(slots, np.where(leaves > 0, leaves, self._max_priority**self.alpha))
+        self._sort_by_kind(slots)
+
+    def _sort_by_kind(self, slots: np.ndarray) -> None:
+        """Lets draw_rewarding() find these rows, which are sampleable; if it was ever called."""
+        if self._kinds is not None:
+            rewarding = self._rewards[slots] != 0
+            self._kinds[0].set(slots[rewarding], 1.0)
+            self._kinds[1].set(slots[~rewarding], 1.0)
 
     # Drawing and rebuilding transitions
 

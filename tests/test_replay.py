@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -233,6 +234,14 @@ def assert_agrees_with_reference(replay: FrameReplay, reference: ReferenceReplay
     if replay._tree is not None:
         positive = np.flatnonzero(replay._tree.leaves)
         np.testing.assert_array_equal(positive, np.flatnonzero(replay._flags & 32))
+    for share, is_kind in ((1.0, True), (0.0, False)):
+        kind = [
+            p * replay.num_lanes + lane
+            for lane, p in expected
+            if (reference.lanes[lane][p].reward != 0) == is_kind
+        ]
+        if kind:  # 20 draws a row: one is missed about once in 5e8
+            assert set(replay.draw_rewarding(20 * len(kind), share)) == set(kind)
 
 
 # Against the reference
@@ -441,6 +450,21 @@ def test_where_no_row_is_of_one_kind_all_drawn_are_of_the_other(reward: float) -
     assert set(replay.draw_rewarding(200, 0.5)) == set(range(5))
 
 
+def test_drawing_rewarding_rows_takes_no_longer_from_more_rows() -> None:
+    def fastest_draw_s(rows: int) -> float:
+        replay = make_replay(rows, frame_shape=(1, 1))
+        replay.add(one_game([0, 0, 0, 1] * (rows // 4), (1, 1)))
+        seconds = []
+        for _ in range(20):
+            start = time.perf_counter()
+            replay.draw_rewarding(32, 0.5)
+            seconds.append(time.perf_counter() - start)
+        return min(seconds)
+
+    # A look at every row took 300 times as long.
+    assert fastest_draw_s(1_000_000) < 5 * fastest_draw_s(10_000)
+
+
 def test_rewarding_rows_cannot_be_drawn_from_an_empty_replay() -> None:
     with pytest.raises(ValueError, match="Nothing to sample"):
         make_replay().draw_rewarding(4, 0.5)
@@ -636,16 +660,20 @@ def test_restored_replay_continues_bit_for_bit(tmp_path: Path, prioritized: bool
     rules: dict[str, Any] = {"prioritized": prioritized, "n_step": 3}
     saved, games = random_replay(**rules)
     batch = saved.sample(16)
+    saved.draw_rewarding(16, 0.5)
     if prioritized:
         saved.update_priorities(batch.indices, np.linspace(0, 6, 16))
     saved.save(tmp_path / "replay.lz4")
     restored = make_replay(80, 2, seed=99, **rules)
     restored.add(RandomGames(2, seed=1).fragment(33))  # forgotten
+    restored.draw_rewarding(16, 0.5)
     restored.restore(tmp_path / "replay.lz4")
     assert (len(restored), restored.num_sampleable) == (len(saved), saved.num_sampleable)
     for _ in range(8):
         left, right = saved.sample(8, beta=0.4), restored.sample(8, beta=0.4)
         assert_equal_batches(left, right)
+        rewarding = saved.draw_rewarding(8, 0.5)
+        np.testing.assert_array_equal(rewarding, restored.draw_rewarding(8, 0.5))
         fragment = games.fragment(9)
         for replay in (saved, restored):
             replay.add(fragment)
