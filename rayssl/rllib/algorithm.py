@@ -289,22 +289,43 @@ class AuxDQN(Algorithm):
             batch = self.replay.sample(size, beta=self.config.beta_at(self._env_steps))
             sequences = sequence_columns(self._aux_tasks, self.replay, batch.indices)
         with self._timed("learning"):
-            results = self.learner_group.update(
-                batch=_to_rllib(batch, sequences), num_updates=num_updates
-            )
+            results, td_errors = self._update(batch, sequences, num_updates)
         self._slots += num_updates
         self._counts = {k: results[0]["counts"][k] for k in self._counts}
         self._compiled = results[0]["compiled"]
         self._cuda_graphs = results[0]["cuda_graphs"]
         if self.config.prioritized:
             with self._timed("replay"):
-                td_errors = np.concatenate([r["td_errors"] for r in results])
                 self.replay.update_priorities(batch.indices, td_errors)
         for result in results:
             for name, pair in result["stats"].items():
                 self._stats[name] += pair
         if self._slots - self._updates_at_push >= self.config.weights_every_updates:
             self._push_weights()
+
+    def _update(
+        self, batch: Batch, more: dict[str, np.ndarray], num_updates: int
+    ) -> tuple[list[dict[str, Any]], np.ndarray]:
+        """Makes the updates of K slots and returns the learners' results and all TD errors.
+
+        RLlib hands each learner as many consecutive rows: as they stand, the first of two learners
+        would get whole minibatches, the second the others.
+
+        Args:
+          batch, more: `[K * B]` rows, minibatch after minibatch; see `_to_rllib`.
+          num_updates: K.
+        Returns:
+          {"counts", ...} of each learner; float32 `[K * B]`, in the order of the batch.
+        """
+        num_learners = max(1, self.config.num_learners)
+        order = shard_order(len(batch.indices), num_updates, num_learners)
+        if num_updates > 1 and num_learners > 1:
+            batch = Batch(*(column[order] for column in batch))
+            more = {name: column[order] for name, column in more.items()}
+        results = self.learner_group.update(batch=_to_rllib(batch, more), num_updates=num_updates)
+        td_errors = np.empty(len(order), np.float32)
+        td_errors[order] = np.concatenate([result["td_errors"] for result in results])
+        return results, td_errors
 
     def _push_weights(self) -> None:
         """Hands the newest weights to the runners: at once in process, else with a request."""
@@ -490,6 +511,23 @@ _STATE = (
     "_env_steps", "_learn_from_steps", "_slots_before", "_slots", "_counts", "_scores", "_lengths",
     "_life_scores", "_best_life_mean", "_games", "_epsilon", "_updates_at_push", "_evaluated_at",
 )  # fmt: skip
+
+
+def shard_order(num_rows: int, num_updates: int, num_learners: int) -> np.ndarray:
+    """Returns the order of rows in which equal consecutive shards hold a share of every minibatch.
+
+        rows of 2 minibatches   0 1 2 3 | 4 5 6 7
+        order for 2 learners    0 1 4 5 | 2 3 6 7
+
+    Args:
+      num_rows: of all minibatches together; a multiple of num_updates * num_learners.
+      num_updates: minibatches.
+      num_learners: shards.
+    Returns:
+      int64 `[num_rows]`: place -> row.
+    """
+    rows = np.arange(num_rows).reshape(num_updates, num_learners, -1)
+    return rows.swapaxes(0, 1).ravel()
 
 
 def _has_room(config: AuxDQNConfig, pixels: int) -> bool:

@@ -14,7 +14,7 @@ import torch
 
 from rayssl.device_frames import DeviceFrames
 from rayssl.evaluation import load_agent, play_games
-from rayssl.rllib.algorithm import EVALUATION_SEED, AuxDQN, _to_rllib
+from rayssl.rllib.algorithm import EVALUATION_SEED, AuxDQN, shard_order
 from rayssl.rllib.checkpoint import MANIFEST, MODEL, REPLAY
 from rayssl.rllib.config import AuxDQNConfig
 from tests.toy_agents import save_agent
@@ -314,13 +314,13 @@ def test_two_learners_equal_one_with_the_joint_batch_to_float_tolerance(build: B
     assert_equal(start, weights(two))
     while one.replay.num_sampleable < 64:
         one._take(one.env_runner.sample())
-    for _ in range(4):  # TD and aux updates, the latter with transforms drawn for all 8 rows
-        batch = _to_rllib(one.replay.sample(8))
-        joint = one.learner_group.update(batch=batch, num_updates=1)[0]
-        shards = two.learner_group.update(batch=batch, num_updates=1)
-        td_errors = np.concatenate([shard["td_errors"] for shard in shards])
-        np.testing.assert_allclose(td_errors, joint["td_errors"], rtol=1e-3, atol=1e-4)
-    assert joint["counts"]["aux_updates"] >= 3
+    for num_updates in (1, 1, 2, 3):  # with transforms drawn for all 8 rows of a minibatch
+        batch = one.replay.sample(8 * num_updates)
+        (joint, td_errors), (shards, same) = (a._update(batch, {}, num_updates) for a in (one, two))
+        np.testing.assert_array_equal(td_errors, joint[0]["td_errors"])
+        assert [len(shard["td_errors"]) for shard in shards] == [4 * num_updates] * 2
+        np.testing.assert_allclose(same, td_errors, rtol=1e-3, atol=1e-4)
+    assert joint[0]["counts"]["aux_updates"] >= 6
     moved, both = weights(one), weights(two)
     for name, value in moved.items():
         step = (value - start[name]).abs().max()
@@ -328,6 +328,21 @@ def test_two_learners_equal_one_with_the_joint_batch_to_float_tolerance(build: B
         # Adam divides by the gradient's size: where that is near 0, rounding decides its sign.
         apart = (both[name] - value).abs()
         assert apart.mean() < 1e-3 * step, name
+
+
+@pytest.mark.parametrize(
+    ("num_updates", "num_learners", "order"),
+    [
+        (2, 2, [0, 1, 4, 5, 2, 3, 6, 7]),
+        (1, 2, [0, 1, 2, 3, 4, 5, 6, 7]),
+        (4, 1, [0, 1, 2, 3, 4, 5, 6, 7]),
+        (2, 4, [0, 4, 1, 5, 2, 6, 3, 7]),
+    ],
+)
+def test_every_learner_gets_a_share_of_every_minibatch(
+    num_updates: int, num_learners: int, order: list[int]
+) -> None:
+    assert shard_order(8, num_updates, num_learners).tolist() == order
 
 
 def test_run_with_frames_on_the_learners_device_equals_one_with_frames_in_memory(
