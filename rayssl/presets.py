@@ -28,6 +28,8 @@ class AtariRun:
     """Weight of the aux loss, eq. (3), or one for each task: 0.5,0.1; 0 is the plain baseline."""
     aux_combine: Literal["cycle", "sum"] = "cycle"
     """Of several tasks an aux update trains one, in turn, or the weighted sum of all."""
+    aux_samples: Literal["usable", "all"] = "usable"
+    """Samples that the aux loss learns from: those that carry a label, or all of the batch."""
     aux_every: int = 1
     """One aux update after this many TD updates."""
     schedule: Literal["alternate", "joint", "pretrain", "aux-only"] = "alternate"
@@ -148,6 +150,7 @@ _PONG_SOURCES = {
     "aux_task": "section IV-B, sequence prediction: the better of the paper's two tasks",
     "aux_weight": "eq. (3): the losses are added",
     "aux_combine": "ours: each update costs what one task costs",
+    "aux_samples": "ours: where two classes look alike there is no right answer",
     "aux_every": "section IV-B: alternate",
     "schedule": "section IV-B: alternate",
     "pretrain_updates": "section IV-B: none in the main runs",
@@ -220,6 +223,7 @@ PRESETS: dict[str, dict[str, Setting]] = {
         "aux_task": Setting("permutation-6", _CODE + ": 6 classes of two orders"),
         "aux_weight": Setting(1.0, _CODE),
         "aux_combine": Setting("cycle", _CODE + ": a single task"),
+        "aux_samples": Setting("all", _CODE + ": the TD batch's 32 observations"),
         "aux_every": Setting(1, _CODE + ": one TD update, then one aux update"),
         "schedule": Setting("alternate", _CODE),
         "pretrain_updates": Setting(0, _CODE),

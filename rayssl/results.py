@@ -22,14 +22,15 @@ from rayssl.training import ClassifierSettings
 
 # What names an arm, by job. The first group is void where there is no pretext loss.
 AUX_SETTINGS: Final = {
-    "atari": ("aux_task", "aux_weight", "aux_every", "schedule", "pretrain_updates", "optimizers"),
+    "atari": ("aux_task", "aux_weight", "aux_every", "schedule", "pretrain_updates", "optimizers",
+              "aux_samples"),
     "mnist": ("aux_task", "aux_weight", "aux_copies"),
-}
+}  # fmt: skip
 CONTEXT_SETTINGS: Final = {"atari": ("network",), "mnist": ("protocol",)}
 # Not worth a word in an arm's name: the paper's own, section IV.
 USUAL: Final = {
     "aux_every": 1, "schedule": "alternate", "pretrain_updates": 0, "optimizers": "shared",
-    "aux_copies": None, "aux_combine": "cycle",
+    "aux_copies": None, "aux_combine": "cycle", "aux_samples": "usable",
 }  # fmt: skip
 # Where and how a run was computed, not what: two runs of an arm may differ in these.
 HOUSEKEEPING: Final = {
@@ -98,7 +99,7 @@ class ArmKey(NamedTuple):
         ]
         short = {"aux_every": "every", "pretrain_updates": "pretrained for", "schedule": "",
                  "optimizers": "optimizers", "aux_copies": "copies",
-                 "aux_combine": "combined by"}  # fmt: skip
+                 "aux_combine": "combined by", "aux_samples": "samples"}  # fmt: skip
         for key, word in short.items():
             if key in values and values[key] != USUAL[key]:
                 words.append(f"{word} {values[key]}".strip())

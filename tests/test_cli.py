@@ -102,6 +102,14 @@ def test_resume_takes_saved_settings_and_keeps_overrides(tmp_path: Path) -> None
     assert run == replace(saved, steps=456, resume=folder)
 
 
+def test_run_from_before_a_setting_resumes_with_what_was_done_then(tmp_path: Path) -> None:
+    folder = saved_run(tmp_path / "run", AtariRun(preset="paper-code", network="paper-code"))
+    saved = json.loads((folder / "settings.json").read_text())
+    del saved["settings"]["aux_samples"]  # unlabelled samples were left out, in every preset
+    (folder / "settings.json").write_text(json.dumps(saved))
+    assert parse_atari_run(["--resume", str(folder)]).aux_samples == "usable"
+
+
 def test_line_of_a_start_can_be_repeated_with_resume(tmp_path: Path) -> None:
     line = ["--preset", "quick", "--lr", "5e-4"]
     started = parse_atari_run(line)

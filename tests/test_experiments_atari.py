@@ -91,6 +91,7 @@ def test_wrong_value_is_one_line_that_says_what_to_do(
         (["--steps", "abc"], "--steps"),
         (["--schedule", "both"], "'alternate', 'joint', 'pretrain'"),
         (["--aux-combine", "mean"], "'cycle', 'sum'"),
+        (["--aux-samples", "some"], "'usable', 'all'"),
         (["--augment", "crop"], "'none', 'shift'"),
         (["--gamee", "pong"], "--game STR"),
     ],

@@ -75,7 +75,7 @@ def test_paper_code_preset_is_the_table_of_paper_code_md() -> None:
         "target_every": 1_000, "target_unit": "steps",
         "epsilon_end": 0.01, "epsilon_steps": 100_000,  # exploration
         "augment": "none",
-        "aux_task": "permutation-6", "aux_combine": "cycle",  # sequence
+        "aux_task": "permutation-6", "aux_combine": "cycle", "aux_samples": "all",  # sequence
     }  # fmt: skip
 
 

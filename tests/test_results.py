@@ -279,6 +279,8 @@ def test_claim_about_almost_doubling_is_judged_against_one_and_a_half(tmp_path: 
          "permutation, weight 1, pretrained for 9, optimizers separate", "network paper-code"),
         ({"aux_task": "curl+spr", "aux_weight": "0.5,0.1", "aux_combine": "sum"},
          "curl+spr, weight 0.5,0.1, combined by sum", "network nature"),
+        ({"aux_samples": "all", "network": "paper-code"},
+         "permutation, weight 1, samples all", "network paper-code"),
     ],
 )  # fmt: skip
 def test_arm_is_named_by_what_is_unusual(settings: dict[str, Any], name: str, setting: str) -> None:

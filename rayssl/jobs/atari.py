@@ -39,8 +39,8 @@ def build_config(run: AtariRun) -> AuxDQNConfig:
         .environment(run.game, env_config={"frame_size": run.frame_size, "sticky": run.sticky})
         .auxiliary(
             task=run.aux_task, weight=weights if len(weights) > 1 else weights[0],
-            combine=run.aux_combine, every=run.aux_every, schedule=run.schedule,
-            pretrain_updates=run.pretrain_updates,
+            combine=run.aux_combine, samples=run.aux_samples, every=run.aux_every,
+            schedule=run.schedule, pretrain_updates=run.pretrain_updates,
             policy=str(run.policy.resolve()) if run.policy else None,
             init_from=str(run.init_from.resolve()) if run.init_from else None,
             freeze_trunk=run.freeze_trunk,
@@ -142,7 +142,8 @@ class AtariJob(Job):
          "num_learners"}
     )  # fmt: skip
     aux_only: ClassVar = (
-        "schedule", "aux_every", "aux_combine", "pretrain_updates", "optimizers", "policy",
+        "schedule", "aux_every", "aux_combine", "aux_samples", "pretrain_updates", "optimizers",
+        "policy",
     )  # fmt: skip
     adaptable: ClassVar = ("aux_weight",)
 

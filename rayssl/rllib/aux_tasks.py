@@ -15,6 +15,7 @@ from rayssl.replay import FrameReplay, SequenceBatch
 from rayssl.tasks import Sequences, SequenceTask, make_tasks
 
 COMBINATIONS = ("cycle", "sum")
+SAMPLES = ("usable", "all")
 TD_ROWS, REWARDING_ROWS = "td", "rewarding"
 
 

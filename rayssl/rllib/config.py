@@ -10,7 +10,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from rayssl.backbones.atari import TRUNKS
 from rayssl.envs.atari import AtariSettings
 from rayssl.evaluation import load_policy, load_trunk
-from rayssl.rllib.aux_tasks import COMBINATIONS, AuxTask, make_aux_tasks
+from rayssl.rllib.aux_tasks import COMBINATIONS, SAMPLES, AuxTask, make_aux_tasks
 from rayssl.schedules import AUX_SCHEDULES, AuxSchedule, AuxScheduleName, LinearSchedule
 from rayssl.tasks import PretextTask, Sequences, make_tasks
 
@@ -47,6 +47,7 @@ class AuxDQNConfig(AlgorithmConfig):
         self.aux_task: str | None = None
         self.aux_weight: float | tuple[float, ...] = 1.0
         self.aux_combine = "cycle"
+        self.aux_samples = "usable"
         self.aux_every = 1
         self.aux_schedule: AuxScheduleName = "alternate"
         self.pretrain_updates = 0
@@ -110,6 +111,7 @@ class AuxDQNConfig(AlgorithmConfig):
         task: str | None = NotProvided,
         weight: float | tuple[float, ...] = NotProvided,
         combine: str = NotProvided,
+        samples: str = NotProvided,
         every: int = NotProvided,
         schedule: str = NotProvided,
         pretrain_updates: int = NotProvided,
@@ -130,6 +132,9 @@ class AuxDQNConfig(AlgorithmConfig):
             task; then the largest multiplies the learning rate, the others are relative to it.
           combine: of several tasks, `cycle`: an aux update trains one, each in its turn; `sum`: an
             aux update trains the weighted sum of all.
+          samples: which of a batch an aux update learns from. `usable`: those that the task's
+            `usable` names; `all`: the others, too (equal frames, padding, steps past a game's end),
+            as the paper's code.
           every: one aux update after this many TD updates.
           schedule: `alternate`, `joint`, `pretrain` or `aux-only` (rayssl.schedules.AuxSchedule).
           pretrain_updates: aux-only updates before the first TD update.
@@ -149,6 +154,7 @@ class AuxDQNConfig(AlgorithmConfig):
         self._set(
             aux_weight=weight,
             aux_combine=combine,
+            aux_samples=samples,
             aux_every=every,
             aux_schedule=schedule,
             pretrain_updates=pretrain_updates,
@@ -396,6 +402,7 @@ class AuxDQNConfig(AlgorithmConfig):
         _ = self.aux_schedule_rule
         for name, choices in (
             ("aux_combine", COMBINATIONS),
+            ("aux_samples", SAMPLES),
             ("augment", AUGMENTATIONS),
             ("aux_schedule", AUX_SCHEDULES),  # without a task, aux_schedule_rule does not look
             ("network", tuple(sorted(TRUNKS))),

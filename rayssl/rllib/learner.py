@@ -75,7 +75,7 @@ def skip_filling_of_new_tensors() -> None:
 
 
 class _Due(NamedTuple):
-    """A task that has its turn, its data, and which samples can be learned from: bool `[B]`."""
+    """A task that has its turn, its data, and which samples are learned from: bool `[B]`."""
 
     aux: AuxTask
     data: Sequences
@@ -275,7 +275,7 @@ class AuxDQNLearner(TorchLearner):
         pairs = [pair for slot in slots for pair in slot]
         if not pairs:
             return [[] for _ in slots]
-        usable = [aux.task.usable(data) for aux, data in pairs]
+        usable = [self._usable(*pair) for pair in pairs]
         totals = torch.stack([each.sum() for each in usable]).float()
         if self.distributed:
             torch.distributed.all_reduce(totals)
@@ -289,6 +289,12 @@ class AuxDQNLearner(TorchLearner):
                 self._stats[(f"aux_left_out{each.aux.suffix}",)].append(left_out)
         in_order = iter(found)
         return [[next(in_order) for _ in slot] for slot in slots]
+
+    def _usable(self, aux: AuxTask, data: Sequences) -> Tensor:
+        """Which samples the task learns from, bool `[B]`: by its own word, or all."""
+        if self.config.aux_samples == "all":
+            return torch.ones(len(data.obs), dtype=torch.bool, device=data.obs.device)
+        return aux.task.usable(data)
 
     def _run_slot(self, batch: dict[str, Tensor], due: list[_Due]) -> Tensor:
         """Makes the updates that the schedule has for this slot; returns TD errors `[B]`."""

@@ -261,6 +261,20 @@ def test_task_whose_samples_cannot_be_used_is_left_out_of_the_sum() -> None:
     assert stats["aux_left_out/inverse"] == (1, 1)
 
 
+@EVERY_TASK
+def test_every_task_learns_from_all_samples_if_asked(task: str) -> None:
+    learner = make_learner({"task": task, "schedule": "aux-only", "samples": "all"})
+    rows = columns()
+    for start in ("td", "rewarding"):
+        rows[f"{start}/obs"][:] = 7  # nothing moves, and no step exists
+        rows[f"{start}/mask"][:] = False
+    rows["obs"][:] = 7
+    found = learner.update(to_rllib(rows), num_updates=1)
+    assert found["counts"]["aux_updates"] == 1
+    assert found["stats"]["aux_left_out"] == (0, 1)
+    assert found["stats"]["aux_accuracy"][1] == ROWS
+
+
 # Shifted TD batches (DrQ)
 
 

@@ -43,6 +43,7 @@ def test_defaults_are_valid_and_the_plain_baseline() -> None:
             "Expected each task once in 'rotation+curl+rotation', got 'rotation' again.",
         ),
         (auxiliary(combine="mean"), "Unknown aux_combine 'mean'. Available: cycle, sum."),
+        (auxiliary(samples="some"), "Unknown aux_samples 'some'. Available: usable, all."),
         (training(augment="crop"), "Unknown augment 'crop'. Available: none, shift."),
         (auxiliary(task="rotation", schedule="mix"), "Unknown schedule 'mix'. Available: alterna"),
         (auxiliary(schedule="mix"), "Unknown aux_schedule 'mix'. Available: alternate, joint, pr"),

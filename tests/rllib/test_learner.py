@@ -150,7 +150,7 @@ class ByHand:
         x_hat, y_hat = self.task(torch.from_numpy(rows["obs"]), generator=self.generator)
         logits = self.net(x_hat, "aux")
         losses = [logits[i].logsumexp(0) - logits[i, k] for i, k in enumerate(y_hat)]
-        return torch.stack(losses).mean()  # random frames: all samples are usable
+        return torch.stack(losses).mean()  # of all samples: random frames are usable
 
     def step(self, loss: Tensor, *, adam: str = "shared", lr: float | None = None) -> None:
         """One Adam step of every parameter that the loss reaches."""
@@ -509,6 +509,18 @@ def test_share_of_samples_without_a_label_is_logged_and_not_learned_from() -> No
     stats = learner.update(to_rllib(rows), num_updates=1)["stats"]
     assert stats["aux_left_out"] == (0.5, 1)
     assert stats["aux_accuracy"][1] == 4  # out of the usable ones
+
+
+def test_samples_without_a_label_are_learned_from_if_asked() -> None:
+    auxiliary = {"samples": "all", "schedule": "aux-only"}
+    learner = make_learner(auxiliary, adam_epsilon=1e-3, grad_clip=None)
+    hand, rows = ByHand(learner, unclipped), make_columns()
+    rows["obs"][:3] = rows["obs"][:3, :1]  # nothing moves
+    stats = learner.update(to_rllib(rows), num_updates=1)["stats"]
+    hand.step(hand.aux_loss(rows))
+    hand.assert_agrees_with(learner)
+    assert stats["aux_left_out"] == (0, 1)
+    assert stats["aux_accuracy"][1] == ROWS
 
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
