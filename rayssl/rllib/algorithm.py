@@ -76,8 +76,7 @@ class AuxDQN(Algorithm):
         self._slots_before = 0  # slots done before `_learn_from_steps`
         self._slots = 0
         self._counts = {"td_updates": 0, "aux_updates": 0}
-        self._compiled: bool | None = None
-        self._cuda_graphs: bool | None = None
+        self._how: dict[str, int] = {}  # the updates are computed: 0 or 1 a name
         self._scores: deque[float] = deque(maxlen=WINDOW)
         self._lengths: deque[int] = deque(maxlen=WINDOW)
         self._life_scores: deque[float] = deque(maxlen=WINDOW)
@@ -292,8 +291,7 @@ class AuxDQN(Algorithm):
             results, td_errors = self._update(batch, sequences, num_updates)
         self._slots += num_updates
         self._counts = {k: results[0]["counts"][k] for k in self._counts}
-        self._compiled = results[0]["compiled"]
-        self._cuda_graphs = results[0]["cuda_graphs"]
+        self._how = {k: int(results[0][k]) for k in ("compiled", "cuda_graphs", "bfloat16")}
         if self.config.prioritized:
             with self._timed("replay"):
                 self.replay.update_priorities(batch.indices, td_errors)
@@ -370,8 +368,7 @@ class AuxDQN(Algorithm):
             replay_bytes=self.replay.nbytes,
             **self._evaluation,
             **self._counts,
-            **({} if self._compiled is None else {"compiled": int(self._compiled)}),
-            **({} if self._cuda_graphs is None else {"cuda_graphs": int(self._cuda_graphs)}),
+            **self._how,
         )
         busy = sum(self._seconds.values())
         results.update({f"time_{k}": v / wall for k, v in self._seconds.items()})

@@ -194,7 +194,8 @@ class AuxDQNLearner(TorchLearner):
         Returns:
           {"td_errors": float32 `[num_updates * B]` (0 in aux-only slots), "stats": {name: (sum,
           count)}, "counts": lifetime counters, "compiled": whether the losses run compiled,
-          "cuda_graphs": whether updates are replayed as graphs}.
+          "cuda_graphs": whether updates are replayed as graphs, "bfloat16": whether trunk and
+          branches compute in bfloat16}.
         Raises:
           ValueError: if the rows cannot be shared by the slots evenly.
           FloatingPointError: if a loss is not finite; the weights are then of no use.
@@ -233,6 +234,7 @@ class AuxDQNLearner(TorchLearner):
             "compiled": all(fn.compiled for fn in (self._td_fn, *self._aux_fns.values())),
             "cuda_graphs": self._replays_graphs
             and not any(step.refused for step in self._steps.values()),
+            "bfloat16": self._dtype == torch.bfloat16,
         }
 
     def compute_loss_for_module(

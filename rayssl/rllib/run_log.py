@@ -25,8 +25,8 @@ COLUMNS = (
     "evaluation_score_iqm", "evaluation_games", "epsilon", "td_updates", "aux_updates",
     "td_loss", "td_error_abs", "q_mean", "aux_loss", "aux_accuracy", "aux_left_out",
     "gradient_cosine", "env_steps_per_s", "updates_per_s", "replay_rows", "replay_fill",
-    "replay_bytes", "healthy_runners", "runner_restarts", "compiled", "cuda_graphs", "wall_s",
-    "time_sampling", "time_replay", "time_learning", "time_weights", "time_waiting",
+    "replay_bytes", "healthy_runners", "runner_restarts", "compiled", "cuda_graphs", "bfloat16",
+    "wall_s", "time_sampling", "time_replay", "time_learning", "time_weights", "time_waiting",
     "time_evaluation", "time_logging", "time_other",
 )  # fmt: skip
 PER_TASK = ("aux_loss/", "aux_accuracy/", "aux_left_out/")  # of runs with several tasks

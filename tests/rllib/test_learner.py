@@ -623,6 +623,11 @@ def test_td_errors_come_back_in_row_order() -> None:
     np.testing.assert_allclose(got[:ROWS], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_update_says_which_arithmetic_it_used(dtype: str) -> None:
+    assert update(make_learner(compute_dtype=dtype))["bfloat16"] == (dtype == "bfloat16")
+
+
 def test_dtype_is_taken_by_name_and_auto_is_one_of_both() -> None:
     cpu = torch.device("cpu")
     assert resolve_dtype("float32", cpu) is torch.float32

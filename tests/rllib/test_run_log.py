@@ -116,6 +116,21 @@ def test_missing_and_not_finite_numbers_are_null_in_json_and_no_point_in_tensorb
     assert tensorboard_steps(tmp_path) == [2000]
 
 
+def test_log_from_before_a_column_was_added_goes_on_with_it(tmp_path: Path) -> None:
+    columns = [name for name in COLUMNS if name != "bfloat16"]
+    values = {"env_steps": "500", "wall_s": "2.0"}
+    row = ",".join(values.get(name, "") for name in columns)
+    (tmp_path / "progress.csv").write_text(f"{','.join(columns)}\n{row}\n")
+    log = RunLog(tmp_path, resumed_at=500)
+    report(log, result(1000, bfloat16=1))
+    close(log)
+    rows = read_run(tmp_path)
+    assert rows.columns.tolist() == list(COLUMNS)
+    assert rows["env_steps"].tolist() == [500, 1000]
+    assert rows["wall_s"][0] == 2.0
+    assert rows["bfloat16"].isna().tolist() == [True, False]
+
+
 def test_numpy_numbers_and_booleans_are_logged_as_plain_numbers(tmp_path: Path) -> None:
     log = RunLog(tmp_path)
     report(log, result(1000, q_mean=np.float32(0.5), games=np.int64(7), compiled=True))
