@@ -1,5 +1,7 @@
 """Supervised and rotation pretraining: the loss by hand, resume, two processes, the weights."""
 
+import dataclasses
+import json
 import os
 import runpy
 import socket
@@ -19,9 +21,13 @@ from torch import Tensor
 import rayssl.pretraining
 from rayssl._torchvision import torchvision
 from rayssl.backbones.images import image_backbone_spec, make_image_backbone
-from rayssl.backbones.weights import load_strictly
+from rayssl.backbones.weights import load_strictly, load_weights
 from rayssl.data.class_folders import ClassFolders, random_part
+from rayssl.jobs import find_job
+from rayssl.jobs.pretrain import EpochPretraining, PretrainTrial
 from rayssl.pretraining import BACKBONES, Arch, Pretraining, PretrainSettings, normalized
+from rayssl.sweeps.axes import grid_points, parse_axis, trials_of_points
+from rayssl.trainables import newest_state
 
 WORKER = Path(__file__).parent / "pretraining_worker.py"
 NAMES = runpy.run_path(str(WORKER))
@@ -449,3 +455,65 @@ def test_normalization_is_the_backbones_own() -> None:
                        resize=4, crop=4)  # fmt: skip
     found: Tensor = normalized(x)
     assert torch.allclose(found, standard(x), atol=1e-6)
+
+
+# As a job of sweeps
+
+
+def make_trial(folder: Path, **values: Any) -> PretrainTrial:
+    usual = {"arch": "resnet50", "image_size": 32, "batch_size": 12, "epochs": 2, "lr": 0.05}
+    return PretrainTrial(data=folder, validation=folder, **usual | values)
+
+
+def test_job_trains_by_the_epoch_what_a_pretraining_trains(tiny: None, folder: Path) -> None:
+    trial = make_trial(folder)
+    whole = Pretraining(trial.settings(), *trial.images())
+    expected = list(whole.progress())
+    first = EpochPretraining(trial.settings(), *trial.images())
+    rows = [first.run_epoch()]
+    again = EpochPretraining(trial.settings(), *trial.images())  # as on another node
+    again.load_state_dict(first.state_dict())
+    rows.append(again.run_epoch())
+    assert again.done
+    for row, other in zip(rows, expected, strict=True):
+        figures = {"loss", "accuracy", "aux_accuracy", "validation_accuracy"}
+        assert {k: row[k] for k in figures} == pytest.approx({k: other[k] for k in figures})
+    for name, value in again.weights().items():
+        torch.testing.assert_close(value, whole.weights()[name])
+
+
+def test_finished_trial_leaves_weights_that_the_loader_takes(
+    tiny: None, folder: Path, tmp_path: Path
+) -> None:
+    job = find_job("pretrain")
+    trial = make_trial(folder, epochs=1, aux_weight=0.5)
+    config = json.loads(json.dumps(dataclasses.asdict(trial), default=str))
+    running = job.trainable([trial])(config | {"cpus": 1, "bundles": [{"CPU": 1}]})
+    result = running.train()
+    assert result["done"]
+    assert job.objective(result, trial) == result["validation_accuracy"]
+    running.save_checkpoint(str(tmp_path))
+    (path,) = tmp_path.glob("resnet50-*.pth")
+    weights = load_weights(path)
+    assert weights.keys() == running.training.weights().keys()
+    assert newest_state([tmp_path]) == (tmp_path, 1)
+
+
+def test_plain_baseline_of_a_sweep_has_no_pretext_head(folder: Path) -> None:
+    job = find_job("pretrain")
+    axes = dict([parse_axis(job, "aux_weight", ["0", "0.3"])])
+    base = make_trial(folder)
+    plain, other = trials_of_points(job, base, axes, grid_points(axes), [0])
+    assert plain.settings.settings() == replace(base.settings(), aux_weight=0.0)
+    assert other.settings.settings() == replace(base.settings(), aux_weight=0.3)
+    assert job.objective({"aux_accuracy": 0.4}, replace(base, labels=False)) == 0.4
+
+
+def test_job_refuses_what_no_trial_can_have(folder: Path, tmp_path: Path) -> None:
+    job = find_job("pretrain")
+    with pytest.raises(ValueError, match="--data is missing"):
+        job.check(PretrainTrial())
+    with pytest.raises(FileNotFoundError, match="one folder a class"):
+        job.check(make_trial(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="holds 38 images, fewer than batch_size 39"):
+        job.check(make_trial(folder, batch_size=39))
