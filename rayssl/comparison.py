@@ -3,7 +3,8 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from itertools import pairwise
+from typing import Any, Final, NamedTuple
 
 from rayssl.claims import Claim, Verdict, all_of, verdict
 from rayssl.intervals import Difference, difference
@@ -21,13 +22,90 @@ from rayssl.results import (
 from rayssl.training import ClassifierSettings
 
 SCORE: Final = "score_mean_100"  # the column that games are compared by
-EVALUATED: Final = "evaluation_score_mean"  # instead, where every run of a game was evaluated
+EVALUATED: Final = "evaluation_score_mean"  # instead, where all runs were evaluated at one step
 PAPER_BUDGET: Final = {
     "atari": int(PRESETS["paper-code"]["steps"].value),
     "mnist": ClassifierSettings.epochs,
 }
 UNIT: Final = {"env_steps": "steps", "epoch": "epochs"}
 PERCENT_JOBS: Final = ("mnist",)  # whose score is an accuracy in per cent
+
+
+class Score(NamedTuple):
+    """A run's score, and the step or epoch of the log's row that it stands in.
+
+    Attributes:
+      asked: of an evaluation, the agent steps that it was asked for. It is made at the first report
+        from there on, so that `at` lies a report or less behind.
+    """
+
+    value: float
+    at: int
+    asked: int
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Where the scores of runs are read: in one column, at one step of all of them.
+
+    Attributes:
+      column: SCORE (jobs other than games: what the run reports), or EVALUATED.
+      step: steps or epochs; of EVALUATED, those that the evaluation was asked for.
+      slack: steps by which two evaluations may differ and still count as one.
+    """
+
+    column: str
+    step: int
+    slack: int = 0
+
+    def of(self, run: Run) -> Score | None:
+        """Returns a run's score; None where it did not come that far or has none there."""
+        if self.column == EVALUATED:
+            near = [s for s in evaluations(run) if abs(s.asked - self.step) <= self.slack]
+            return min(near, key=lambda score: abs(score.asked - self.step), default=None)
+        if run.reached < self.step:
+            return None
+        value = run.value_at(SCORE, self.step) if run.key.job == "atari" else run.reported
+        return None if value is None else Score(value, self.step, self.step)
+
+
+def evaluations(run: Run) -> list[Score]:
+    """Returns the evaluations in a game's log, in the order of their steps.
+
+    A log whose settings do not tell how often it was evaluated has them where its rows stand.
+    """
+    every = int(run.settings.get("evaluate_every") or 0)
+    rows = run.curve(EVALUATED)
+    return [
+        Score(float(value), int(at), int(at - at % every if 0 < every <= at else at))
+        for at, value in zip(rows[run.x], rows[EVALUATED], strict=True)
+    ]
+
+
+def reading_of(runs: Sequence[Run]) -> Reading:
+    """Returns where these runs are compared.
+
+    By evaluations: at the last step that all runs were evaluated at which came as far as the
+    shortest finished one (as the shortest of all, if none is finished). Two evaluations are of one
+    step if they were asked for at the same one, or within a report (`steps_per_report`) and a tenth
+    of the steps between two evaluations. Without such a step by training scores (jobs other than
+    games: by what they report), where that shortest run ends.
+
+    Args:
+      runs: of one job, at least one.
+    """
+    finished = [run.reached for run in runs if run.finished]
+    budget = min(finished or [run.reached for run in runs])
+    whole = [run for run in runs if run.reached >= budget and run.key.job == "atari"]
+    asked = [[score.asked for score in evaluations(run)] for run in whole]
+    gaps = [b - a for steps in asked for a, b in pairwise([0, *steps])]
+    slack = min([int(run.settings["steps_per_report"]) for run in whole] + [g // 10 for g in gaps],
+                default=0)  # fmt: skip
+    for step in sorted({step for steps in asked for step in steps}, reverse=True):
+        reading = Reading(EVALUATED, step, slack)
+        if all(reading.of(run) is not None for run in whole):
+            return reading
+    return Reading(SCORE, budget)
 
 
 @dataclass(frozen=True)
@@ -38,6 +116,7 @@ class Arm:
       key: what they share.
       runs: seed -> run; may be empty, where a sweep asked for the arm and nothing has run.
       scores: seed -> the score that is compared; only runs that came as far as the comparison.
+      read_at: seed -> the steps or epochs at which that score stands in the log.
       missing: seeds that were asked for and have no score.
       flags: what a reader should know: unfinished runs, several commits, other settings.
     """
@@ -45,6 +124,7 @@ class Arm:
     key: ArmKey
     runs: dict[int, Run]
     scores: dict[int, float]
+    read_at: dict[int, int]
     missing: tuple[int, ...]
     flags: tuple[str, ...]
 
@@ -56,7 +136,8 @@ class Study:
     Attributes:
       job, where, context: see `rayssl.results.ArmKey`.
       arms: plain ones first.
-      budget: steps or epochs at which scores are read: of the shortest finished run.
+      budget: steps or epochs at which scores are read, see `reading_of`; of evaluations, those of
+        the latest that is read.
       unit: what the budget counts.
       column: of a game's logs, that scores are read from: EVALUATED or SCORE.
       flags: settings in which arms differ beside their pretext task.
@@ -85,6 +166,18 @@ class Study:
                 return "score (mean of an evaluation's whole games)"
             return "score (mean of 100 whole games)"
         return "test accuracy (%)" if self.job in PERCENT_JOBS else "reported value"
+
+    @property
+    def read_at(self) -> tuple[int, int]:
+        """The first and the last step or epoch at which a score is read."""
+        steps = [step for arm in self.arms for step in arm.read_at.values()] or [self.budget]
+        return min(steps), max(steps)
+
+    @property
+    def was_evaluated_apart(self) -> bool:
+        """Whether runs were evaluated, but not all of them at one step."""
+        runs = [run for arm in self.arms for run in arm.runs.values()]
+        return self.column == SCORE and any(len(run.curve(EVALUATED)) for run in runs)
 
     @property
     def size(self) -> str:
@@ -265,40 +358,27 @@ def _order(group: tuple[str, str, Pairs]) -> tuple[Any, ...]:
 def _study(keys: list[ArmKey], arms: dict[ArmKey, dict[int, Run]], results: Results) -> Study:
     keys = sorted(keys, key=lambda k: (not k.is_plain, k.task != "none", k.task, k.weight, k.name))
     runs = [run for key in keys for run in arms[key].values()]
-    finished = [run.reached for run in runs if run.finished]
-    budget = min(finished or [run.reached for run in runs])
+    reading = reading_of(runs)
     unit = UNIT.get(runs[0].x, runs[0].x)
     first = keys[0]
-    whole = [run for run in runs if first.job == "atari" and run.reached >= budget]
-    evaluated = [run.value_at(EVALUATED, budget) is not None for run in whole]
-    column = EVALUATED if evaluated and all(evaluated) else SCORE
+    made = tuple(_arm(key, arms[key], results.asked.get(key, set()), reading, unit) for key in keys)
     return Study(
         job=first.job,
         where=first.where,
         context=first.context,
-        arms=tuple(
-            _arm(key, arms[key], results.asked.get(key, set()), budget, unit, column)
-            for key in keys
-        ),
-        budget=budget,
+        arms=made,
+        budget=max((at for arm in made for at in arm.read_at.values()), default=reading.step),
         unit=unit,
-        column=column,
+        column=reading.column,
         flags=tuple(_differing([list(arms[key].values()) for key in keys if arms[key]])),
     )
 
 
-def _arm(
-    key: ArmKey, runs: dict[int, Run], asked: set[int], budget: int, unit: str, column: str
-) -> Arm:
+def _arm(key: ArmKey, runs: dict[int, Run], asked: set[int], reading: Reading, unit: str) -> Arm:
     runs = dict(sorted(runs.items()))
-    scores = {}
-    for seed, run in runs.items():
-        if run.reached >= budget:
-            score = run.reported
-            if key.job == "atari":
-                score = run.value_at(column, budget)
-            if score is not None:
-                scores[seed] = score
+    found = {seed: score for seed, run in runs.items() if (score := reading.of(run)) is not None}
+    scores = {seed: score.value for seed, score in found.items()}
+    read_at = {seed: score.at for seed, score in found.items()}
     flags = []
     for seed, run in runs.items():
         if not run.finished:
@@ -310,7 +390,8 @@ def _arm(
         flags.append(f"{len(commits)} commits: {', '.join(commits)}")
     flags += [f"uncommitted changes: {c}" for c in commits if c.endswith("-dirty")]
     flags += [f"seeds differ in {text}" for text in _differing([[r] for r in runs.values()])]
-    return Arm(key, runs, scores, tuple(sorted(asked - scores.keys())), tuple(flags))
+    missing = tuple(sorted(asked - scores.keys()))
+    return Arm(key, runs, scores, read_at, missing, tuple(flags))
 
 
 def _differing(groups: list[list[Run]]) -> list[str]:

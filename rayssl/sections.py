@@ -33,8 +33,8 @@ GAME_SCORE: Final = (
     "exploration on"
 )
 EVALUATED_SCORE: Final = (
-    "mean over the whole games of the trained agent's newest evaluation, unclipped, epsilon 0.01, "
-    "games fixed beforehand"
+    "mean over the whole games of the trained agent's evaluation at that step, unclipped, epsilon "
+    "0.01, games fixed beforehand"
 )
 RULE: Final = (
     "A claim is supported if the whole 95% interval of the difference lies on the side that it "
@@ -163,8 +163,11 @@ def _learning(
         notes = [f"Compared at {study.size}{small}. {_measure_note(study)}"]
         longest = max(run.reached for arm in study.arms for run in arm.runs.values())
         if longest > 1.1 * study.budget:
+            until = "the shortest finished run"
+            if study.column == EVALUATED:
+                until = "the last step at which all were evaluated"
             notes.append(
-                f"Some runs are longer, up to {longest:,} {study.unit}; the shortest finished run "
+                f"Some runs are longer, up to {longest:,} {study.unit}; {until} "
                 "sets where all are compared. Leave short runs out to compare later."
             )
         if study.flags:
@@ -195,8 +198,13 @@ def _hidden(studies: Sequence[Study]) -> list[str]:
 
 
 def _measure_note(study: Study) -> str:
+    if study.job == "atari" and study.column == EVALUATED:
+        first, last = study.read_at
+        reports = f" (each run's first report from there on: {first:,} to {last:,} steps)"
+        return f"Scores: {EVALUATED_SCORE}{reports * (first < last)}."
     if study.job == "atari":
-        return f"Scores: {EVALUATED_SCORE if study.column == EVALUATED else GAME_SCORE}."
+        apart = " Runs were evaluated, but not all of them at one step." * study.was_evaluated_apart
+        return f"Scores: {GAME_SCORE}.{apart}"
     if study.job == "mnist":
         return "Scores: test accuracy in per cent, of the epoch that the protocol reports."
     return "Scores: the value that the sweep reports."
@@ -254,7 +262,7 @@ def _game_pictures(
     blocks: list[Table | Picture] = [Picture(
         "curves", "Learning curves (Figure 10)", draw_panels(scores, looks),
         "Score against agent steps (4 frames each); whole games, unclipped: of evaluations where "
-        "all runs have them, else of training. " + _curve_note(BAND),
+        "all runs have one at the same step, else of training. " + _curve_note(BAND),
     )]  # fmt: skip
     if any(line.curves or line.others for panel in reasons for line in panel.lines):
         blocks.append(Picture(
@@ -469,7 +477,10 @@ def _method() -> Section:
         "Every number is computed from the files that the runs wrote. A run is one training; an "
         "arm is what runs share that differ in their seed only.",
         "Arms are compared within one game or data set and one setting (network, protocol, "
-        "whatever a sweep varied), at equal steps: those of the shortest finished run. A run that "
+        "whatever a sweep varied), at equal steps: those of the shortest finished run, or, where "
+        "games were evaluated on the way, the last step at which every run was. Evaluations are of "
+        "one step if they were asked for at the same one: each is made at its run's first report "
+        "from there on. Runs without such a step are compared by their training scores. A run that "
         "did not come that far is not compared, and is listed. Of two runs of one seed in one arm "
         "the first counts.",
         "Intervals of means and differences are Student's t over seeds, 95%. With one seed there "

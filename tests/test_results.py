@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from experiments import report
 from rayssl.claims import CLAIMS
 from rayssl.comparison import judge, make_studies, seed_list
 from rayssl.jobs import find_job
+from rayssl.page import Table
 from rayssl.results import ArmKey, Results, arm_key, read_results
 from rayssl.rllib.run_log import RunLog
 from rayssl.rllib.start import record_start
-from rayssl.sections import shown_arms, weight_curves
+from rayssl.sections import make_page, shown_arms, weight_curves
 from rayssl.sweeps.axes import Trial
 from rayssl.sweeps.folder import FAILED, FINISHED, STOPPED, SweepFolder
 from rayssl.tables import make_suites, table_3, table_4
@@ -22,11 +24,17 @@ from rayssl.tables import make_suites, table_3, table_4
 START = {"command": "python ...", "commit": "abc", "started": "2026-01-01T00:00:00+00:00"}
 
 
-def write_game(folder: Path, scores: dict[int, float | None], **settings: Any) -> Path:
-    """Writes a run of experiments/atari.py with its own writers: steps -> score."""
+def write_game(
+    folder: Path, scores: Mapping[int, float | None],
+    evaluations: Mapping[int, float] | None = None, **settings: Any,
+) -> Path:  # fmt: skip
+    """Writes a run of experiments/atari.py with its own writers: steps -> score, evaluation."""
     log = RunLog(folder)
     for steps, score in scores.items():
-        log.on_trial_result(1, [], None, {"env_steps": steps, "score_mean_100": score})
+        row: dict[str, Any] = {"env_steps": steps, "score_mean_100": score}
+        if evaluations and steps in evaluations:
+            row["evaluation_score_mean"] = evaluations[steps]
+        log.on_trial_result(1, [], None, row)
     log.on_experiment_end([])
     own = {"game": "pong", "aux_task": "none", "aux_weight": 1.0, "seed": 0, "steps": max(scores)}
     record_start(folder, START | {"settings": own | settings})
@@ -319,26 +327,74 @@ def test_folder_given_twice_counts_once(tmp_path: Path) -> None:
 
 
 def test_games_are_compared_by_their_evaluations_where_every_run_has_one(tmp_path: Path) -> None:
-    def write(name: str, **evaluation: float) -> None:
-        folder = tmp_path / name
-        log = RunLog(folder)
-        for steps in (1_000, 2_000):
-            row = {"env_steps": steps, "score_mean_100": -20.0, **evaluation}
-            log.on_trial_result(1, [], None, row)
-        log.on_experiment_end([])
-        own = {"game": "pong", "aux_task": name, "aux_weight": 1.0, "seed": 0, "steps": 2_000}
-        record_start(folder, START | {"settings": own})
-
-    write("none", evaluation_score_mean=-11.5)
-    write("rotation", evaluation_score_mean=-12.5)
+    training = {1_000: -20.0, 2_000: -20.0}
+    for name, score in (("none", -11.5), ("rotation", -12.5)):
+        write_game(tmp_path / name, training, dict.fromkeys(training, score), aux_task=name)
     study = make_studies(read_results([tmp_path]))[0]
     assert [dict(arm.scores) for arm in study.arms] == [{0: -11.5}, {0: -12.5}]
+    assert (study.budget, study.read_at) == (2_000, (2_000, 2_000))
     assert "evaluation" in study.measure
     rows = {row["agent"]: row for row in table_4([study], [])}
     assert rows["DQN"]["Pong, whole games"] == "-11.50 (1 seed)"
-    write("permutation")  # a run without one: then training scores are what all have
+    write_game(tmp_path / "permutation", training, aux_task="permutation")
     study = make_studies(read_results([tmp_path]))[0]
-    assert all(dict(arm.scores) == {0: -20.0} for arm in study.arms)
+    assert all(dict(arm.scores) == {0: -20.0} for arm in study.arms), "what all runs have"
+    assert study.was_evaluated_apart
+
+
+def test_evaluations_at_unequal_steps_are_never_compared(tmp_path: Path) -> None:
+    # All runs are on one curve, a point for 10,000 steps: whatever differs is read elsewhere.
+    for task, steps, every in (("none", 100_000, 50_000), ("rotation", 120_000, 40_000)):
+        for seed in range(3):
+            curve = {x: x / 10_000 + seed / 100 for x in range(10_000, steps + 1, 10_000)}
+            evaluated = {x: curve[x] for x in curve if x % every == 0}
+            write_game(tmp_path / f"{task}{seed}", curve, evaluated, aux_task=task, seed=seed,
+                       evaluate_every=every)  # fmt: skip
+    results = read_results([tmp_path])
+    (study,) = make_studies(results)
+    assert (study.column, study.budget) == ("score_mean_100", 100_000)
+    assert [arm.scores[2] for arm in study.arms] == pytest.approx([10.02, 10.02])
+    assert judge(CLAIMS[0], [study])[0].verdict == "undecided"
+    page = make_page(results, command="", above=-5.0)
+    tables = [block for section in page.sections for block in section.blocks]
+    (note,) = [t.note for t in tables if isinstance(t, Table) and t.title.endswith(": arms")]
+    assert note.startswith("Compared at 100,000 of the paper's 1,000,000 steps: small. ")
+    assert "Runs were evaluated, but not all of them at one step." in note
+
+
+def test_evaluations_are_compared_at_the_last_step_that_all_runs_have(tmp_path: Path) -> None:
+    for task, reached in (("none", 150_000), ("rotation", 290_000)):
+        curve = {x: x / 10_000 for x in range(10_000, reached + 1, 10_000)}
+        evaluated = {x: -curve[x] for x in curve if x % 100_000 == 0}
+        write_game(tmp_path / task, curve, evaluated, aux_task=task, steps=400_000,
+                   evaluate_every=100_000)  # fmt: skip
+    (study,) = make_studies(read_results([tmp_path]))
+    assert study.budget == 100_000
+    assert [arm.scores for arm in study.arms] == [{0: -10}, {0: -10}]
+
+
+def test_evaluations_of_one_step_may_stand_in_different_reports(tmp_path: Path) -> None:
+    # Each is made at the first report from 30,000 and 60,000 on; reports differ with the envs.
+    for task, first, last in (("none", 30_720, 61_440), ("rotation", 30_208, 60_160)):
+        write_game(tmp_path / task, {first: -20, last: -19}, {first: -18, last: first / 1_000},
+                   aux_task=task, steps=60_000, evaluate_every=30_000)  # fmt: skip
+    # Stopped before the others' end, but evaluated where they are.
+    write_game(tmp_path / "more", {30_720: -20, 60_032: -19}, {30_720: -18, 60_032: 5}, seed=1,
+               steps=90_000, evaluate_every=30_000)  # fmt: skip
+    (study,) = make_studies(read_results([tmp_path]))
+    assert (study.budget, study.read_at) == (61_440, (60_032, 61_440))
+    assert [arm.scores for arm in study.arms] == [{0: 30.72, 1: 5}, {0: 30.208}]
+
+
+@pytest.mark.parametrize(("late", "column"), [(1_090, "evaluation_score_mean"),
+                                              (1_110, "score_mean_100")])  # fmt: skip
+def test_logs_that_do_not_tell_how_often_are_matched_by_their_rows(
+    tmp_path: Path, late: int, column: str
+) -> None:
+    for task, steps in (("none", 1_000), ("rotation", late)):
+        write_game(tmp_path / task, {steps: 1.0}, {steps: 2.0}, aux_task=task)
+    (study,) = make_studies(read_results([tmp_path]))
+    assert study.column == column
 
 
 def test_run_from_another_runs_trunk_is_an_arm_of_its_own_beside_the_plain_one(
