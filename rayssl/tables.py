@@ -70,7 +70,7 @@ def arm_rows(study: Study) -> list[Row]:
             "interval of the gain": span(gain.low, gain.high, sign=True) if gain else None,
             "compared": _how(gain),
         }
-        accuracy = [run.value_at("aux_accuracy", study.budget) for run in arm.runs.values()]
+        accuracy = [arm.runs[seed].value_at("aux_accuracy", study.budget) for seed in arm.scores]
         known = [value for value in accuracy if value is not None]
         row["aux accuracy"] = f"{np.mean(known):.3f}" if known else None
         rows.append(row)
@@ -267,8 +267,9 @@ def table_4(studies: Sequence[Study], evaluations: Sequence[Evaluation]) -> list
     """Returns the paper's Table IV: its rows, then each arm of ours at weight 1 under its row.
 
     For each game: the paper's number; ours by the paper's measure, the best mean of 100 episodes as
-    its code counts them (per life, clipped rewards); the mean over whole games of trained agents,
-    from the evaluations in the runs' logs, else from evaluation files.
+    its code counts them (per life, clipped rewards), over the seeds that the arm compares, of which
+    some may not have 100 yet (`2 of 3 seeds`); the mean over whole games of trained agents, from
+    the evaluations in the runs' logs, else from evaluation files.
     """
     games = ("Pong", "Breakout")
     rows = []
@@ -319,30 +320,33 @@ def _lives(found: Sequence[Evaluation], game: str) -> str | None:
 
 
 def _best_cells(arms: Sequence[tuple[Study, Arm]]) -> str | None:
+    """Mean by the paper's measure over the seeds that an arm compares."""
     cells = []
     for study, arm in arms:
-        best = [r.value_at("paper_code_score_best", study.budget, "max") for r in arm.runs.values()]
+        runs = [arm.runs[seed] for seed in arm.scores]
+        best = [run.value_at("paper_code_score_best", study.budget, "max") for run in runs]
         known = [value for value in best if value is not None]
         if known:
-            cells.append(_over_seeds(known))
+            cells.append(_over_seeds(known, len(runs)))
     return "; ".join(cells) or None
 
 
 def _logged(arms: Sequence[tuple[Study, Arm]]) -> str | None:
     """Mean over seeds of the evaluations that the runs' own logs hold."""
     found = [
-        _over_seeds(list(arm.scores.values()))
+        _over_seeds(list(arm.scores.values()), len(arm.scores))
         for study, arm in arms
         if study.column == EVALUATED and arm.scores
     ]
     return "; ".join(found) or None
 
 
-def _over_seeds(values: Sequence[float]) -> str:
-    """Mean, interval and number of seeds: `14.90 (13.10 to 16.70, 3 seeds)`."""
+def _over_seeds(values: Sequence[float], compared: int) -> str:
+    """Mean, interval and number of seeds: `14.90 (13.10 to 16.70, 3 seeds)`; `2 of 3 seeds`."""
     found = score_interval(values)
     interval = span(found.low, found.high)
-    size = f"{len(values)} seed{'s' if len(values) > 1 else ''}"
+    number_of = f"{len(values)} of " if len(values) < compared else ""
+    size = f"{number_of}{compared} seed{'s' if compared > 1 else ''}"
     return f"{number(found.value)} ({f'{interval}, ' if interval else ''}{size})"
 
 

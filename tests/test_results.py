@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,21 +20,30 @@ from rayssl.rllib.start import record_start
 from rayssl.sections import make_page, shown_arms, weight_curves
 from rayssl.sweeps.axes import Trial
 from rayssl.sweeps.folder import FAILED, FINISHED, STOPPED, SweepFolder
-from rayssl.tables import make_suites, table_3, table_4
+from rayssl.tables import arm_rows, make_suites, table_3, table_4
 
 START = {"command": "python ...", "commit": "abc", "started": "2026-01-01T00:00:00+00:00"}
 
 
 def write_game(
     folder: Path, scores: Mapping[int, float | None],
-    evaluations: Mapping[int, float] | None = None, **settings: Any,
+    evaluations: Mapping[int, float] | None = None, lives: Mapping[int, float] | None = None,
+    **settings: Any,
 ) -> Path:  # fmt: skip
-    """Writes a run of experiments/atari.py with its own writers: steps -> score, evaluation."""
-    log = RunLog(folder)
+    """Writes a run of experiments/atari.py with its own writers.
+
+    Args:
+      scores, evaluations: steps -> score.
+      lives: steps -> mean of the last 100 lives, from the first row on that has as many.
+    """
+    log, best = RunLog(folder), -math.inf
     for steps, score in scores.items():
         row: dict[str, Any] = {"env_steps": steps, "score_mean_100": score}
         if evaluations and steps in evaluations:
             row["evaluation_score_mean"] = evaluations[steps]
+        if lives and steps in lives:
+            best = max(best, lives[steps])
+            row |= {"paper_code_score_mean_100": lives[steps], "paper_code_score_best": best}
         log.on_trial_result(1, [], None, row)
     log.on_experiment_end([])
     own = {"game": "pong", "aux_task": "none", "aux_weight": 1.0, "seed": 0, "steps": max(scores)}
@@ -395,6 +405,22 @@ def test_logs_that_do_not_tell_how_often_are_matched_by_their_rows(
         write_game(tmp_path / task, {steps: 1.0}, {steps: 2.0}, aux_task=task)
     (study,) = make_studies(read_results([tmp_path]))
     assert study.column == column
+
+
+def test_seed_that_ended_early_counts_in_no_cell_of_its_arm(tmp_path: Path) -> None:
+    for seed, best in ((0, 4.0), (1, 6.0)):
+        write_game(tmp_path / str(seed), {10_000: 1, 100_000: best}, lives={100_000: best},
+                   seed=seed)  # fmt: skip
+    write_game(tmp_path / "2", {10_000: 99}, lives={10_000: 99}, seed=2, steps=100_000)
+    write_game(tmp_path / "3", {100_000: 3}, seed=3)  # not yet 100 lives
+    (study,) = make_studies(read_results([tmp_path]))
+    assert sorted(study.arms[0].scores) == [0, 1, 3]
+    for seed, run in study.arms[0].runs.items():
+        run.rows["aux_accuracy"] = seed / 10
+    assert arm_rows(study)[0]["aux accuracy"] == "0.133"
+    rows = {row["agent"]: row for row in table_4([study], [])}
+    # t(0.975, 1) = 12.7062 times 1, the deviation of 4 and 6 over the root of 2
+    assert rows["DQN"]["Pong, same measure"] == "5.00 (-7.71 to 17.71, 2 of 3 seeds)"
 
 
 def test_run_from_another_runs_trunk_is_an_arm_of_its_own_beside_the_plain_one(
