@@ -166,15 +166,19 @@ class Run:
 class Evaluation:
     """Whole games of a trained agent, or of the random one: a row of experiments/evaluate.py.
 
-    `life_mean`: the mean over lives of their clipped scores; None in files that are older than it.
+    `network`, `seed`, `env_steps`: of the training; None for the random agent. `epsilon`, `sticky`:
+    of the play. `life_mean`: the mean over lives of their clipped scores; None in files that are
+    older than it.
     """
 
     game: str
     agent: str
     aux_task: str
+    network: str | None
     seed: int | None
     env_steps: int | None
     epsilon: float
+    sticky: float
     num: int
     mean: float
     low: float | None
@@ -520,9 +524,10 @@ def _read_evaluation(path: Path, found: Results, seen: set[Path]) -> None:
             summary = row["summary"]
             found.evaluations.append(Evaluation(
                 game=str(row["game"]), agent=str(row["agent"]),
-                aux_task=trained_with(model),
+                aux_task=trained_with(model), network=model.get("network"),
                 seed=model.get("seed"), env_steps=model.get("env_steps"),
-                epsilon=float(saved["settings"]["epsilon"]), num=int(summary["num"]),
+                epsilon=float(saved["settings"]["epsilon"]),
+                sticky=float(saved["settings"].get("sticky", 0.0)), num=int(summary["num"]),
                 mean=float(summary["mean"]), low=summary["ci_low"], high=summary["ci_high"],
                 iqm=float(summary["iqm"]),
                 life_mean=row.get("lives", {}).get("clipped_mean"),

@@ -435,7 +435,9 @@ def _paper_tables(results: Results, studies: Sequence[Study]) -> Section:
             "them (per life, clipped rewards), up to the steps that are compared; mean over seeds "
             "with Student's t interval. \"Whole games\": trained agents over unclipped whole "
             "games, from the runs' own evaluations or experiments/evaluate.py, interval over "
-            "agents. Human and world record are whole games.",
+            "agents: each once, and only such as were evaluated after as many steps, at one "
+            "epsilon and stickiness (the most agents; then the usual play, then the most steps). "
+            "Human and world record are whole games.",
         ),
     ]  # fmt: skip
     return Section("The paper's tables", (), blocks)

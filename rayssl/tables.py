@@ -18,6 +18,7 @@ from rayssl.metrics import (
     TABLE_IV,
     mean_interval,
 )
+from rayssl.plays import played_alike
 from rayssl.results import Evaluation, Probe, Run
 
 Row = dict[str, Any]
@@ -269,7 +270,7 @@ def table_4(studies: Sequence[Study], evaluations: Sequence[Evaluation]) -> list
     For each game: the paper's number; ours by the paper's measure, the best mean of 100 episodes as
     its code counts them (per life, clipped rewards), over the seeds that the arm compares, of which
     some may not have 100 yet (`2 of 3 seeds`); the mean over whole games of trained agents, from
-    the evaluations in the runs' logs, else from evaluation files.
+    the evaluations in the runs' logs, else from those evaluation files that `played_alike` chooses.
     """
     games = ("Pong", "Breakout")
     rows = []
@@ -277,6 +278,8 @@ def table_4(studies: Sequence[Study], evaluations: Sequence[Evaluation]) -> list
         own = _own_arms(agent, studies)
         evaluated = [e for e in evaluations if _paper_agent(e) == agent]
         for name in own or [""]:
+            tasks = {arm.key.task for pairs in own.get(name, {}).values() for _, arm in pairs}
+            files = [e for e in evaluated if e.aux_task in tasks or not tasks]
             row: Row = {"agent": agent if name in ("", "none") else f"{agent}: {name}"}
             for game in games:
                 arms = own.get(name, {}).get(game, [])
@@ -284,9 +287,9 @@ def table_4(studies: Sequence[Study], evaluations: Sequence[Evaluation]) -> list
                 if agent not in ("Human", "World Record"):
                     row |= {
                         f"{game}, same measure": _best_cells(arms)
-                        or ("no score yet" if arms else _lives(evaluated, game) or NOT_RUN),
+                        or ("no score yet" if arms else _lives(files, game) or NOT_RUN),
                         f"{game}, whole games": _logged(arms)
-                        or _evaluated(evaluated, game, arms, own)
+                        or _evaluated(files, game, arms, own)
                         or NOT_RUN,
                     }
             rows.append(row)
@@ -314,8 +317,9 @@ def _paper_agent(found: Evaluation) -> str:
 
 
 def _lives(found: Sequence[Evaluation], game: str) -> str | None:
-    """What an agent that was not trained gets per life, with clipped rewards."""
-    own = [e.life_mean for e in found if e.game == game and e.life_mean is not None]
+    """What an agent whose training is not at hand gets per life, with clipped rewards."""
+    alike = played_alike([e for e in found if e.game == game and e.life_mean is not None])
+    own = [e.life_mean for e in next(iter(alike.values()), []) if e.life_mean is not None]
     return number(float(np.mean(own))) if own else None
 
 
@@ -354,23 +358,40 @@ def _evaluated(
     found: Sequence[Evaluation], game: str, arms: Sequence[tuple[Study, Arm]],
     own_arms: dict[str, dict[str, list[Any]]],
 ) -> str | None:  # fmt: skip
-    """Mean over agents of their mean whole-game scores.
+    """Mean over agents of their mean whole-game scores, of those that were played alike.
 
-    An evaluation knows its task, not its arm: where several arms share a task, none is named.
+    An evaluation knows its task and network, not its arm: where several arms share them, none is
+    named.
     """
-    tasks = {arm.key.task for _, arm in arms}
-    alike = [
-        a for games in own_arms.values() for _, a in games.get(game, []) if a.key.task in tasks
-    ]
-    if len(alike) > len(arms) and any(e.game == game for e in found):
-        return "see Trained agents"
-    own = [e for e in found if e.game == game and (not tasks or e.aux_task in tasks)]
+    every = [each for games in own_arms.values() for each in games.get(game, [])]
+    own = []
+    for each in [e for e in found if e.game == game]:
+        of_row = any(_may_be_of(each, *arm) for arm in arms)
+        of_any = sum(_may_be_of(each, *arm) for arm in every)
+        if of_row and of_any > len(arms):
+            return "see Trained agents"
+        if of_row or not arms and not of_any:
+            own.append(each)
     if not own:
         return None
-    value = score_interval([e.mean for e in own])
-    interval = span(value.low, value.high)
-    size = f"{len(own)} agent{'s' if len(own) > 1 else ''}, {sum(e.num for e in own)} games"
-    return f"{number(value.value)} ({f'{interval}, ' if interval else ''}{size})"
+    alike = played_alike(own)
+    play, agents = next(iter(alike.items()))
+    value = score_interval([e.mean for e in agents])
+    after = "" if play.env_steps is None else f" of {play.env_steps:,} steps"
+    words = [
+        span(value.low, value.high),
+        f"{len(agents)} agent{'s' if len(agents) > 1 else ''}{after}",
+        f"{sum(e.num for e in agents)} games",
+        play.oddity,
+    ]
+    others = "; others: see Trained agents" if len(alike) > 1 else ""
+    return f"{number(value.value)} ({', '.join(filter(None, words))}{others})"
+
+
+def _may_be_of(found: Evaluation, study: Study, arm: Arm) -> bool:
+    """Whether an arm's training may have made the agent of an evaluation."""
+    network = dict(study.context).get("network")
+    return found.aux_task == arm.key.task and found.network in (network, None)
 
 
 def evaluation_rows(found: Sequence[Evaluation]) -> list[Row]:
@@ -378,7 +399,8 @@ def evaluation_rows(found: Sequence[Evaluation]) -> list[Row]:
     return [
         {
             "agent": each.agent, "game": each.game, "seed": each.seed, "games": each.num,
-            "epsilon": f"{each.epsilon:g}", "mean": number(each.mean),
+            "epsilon": f"{each.epsilon:g}", "sticky": f"{each.sticky:g}",
+            "mean": number(each.mean),
             "interval over games": span(each.low, each.high), "IQM over games": number(each.iqm),
             "per life, clipped": None if each.life_mean is None else number(each.life_mean),
             "commit": each.commit, "file": each.source,

@@ -56,7 +56,7 @@ LEAVES: dict[str, set[str] | None] = {
 SIDE = {
     "report", "bigan_report", "classification_report", "deepfake_report", "cli", "presets",
     "results", "intervals", "claims", "marked_blocks", "comparison", "tables", "figures", "page",
-    "sections",
+    "plays", "sections",
 }  # fmt: skip
 
 # The doors of third-party packages.

@@ -14,7 +14,7 @@ from rayssl.claims import CLAIMS
 from rayssl.comparison import judge, make_studies, seed_list
 from rayssl.jobs import find_job
 from rayssl.page import Table
-from rayssl.results import ArmKey, Results, arm_key, read_results
+from rayssl.results import ArmKey, Evaluation, Results, arm_key, read_results
 from rayssl.rllib.run_log import RunLog
 from rayssl.rllib.start import record_start
 from rayssl.sections import make_page, shown_arms, weight_curves
@@ -421,6 +421,62 @@ def test_seed_that_ended_early_counts_in_no_cell_of_its_arm(tmp_path: Path) -> N
     rows = {row["agent"]: row for row in table_4([study], [])}
     # t(0.975, 1) = 12.7062 times 1, the deviation of 4 and 6 over the root of 2
     assert rows["DQN"]["Pong, same measure"] == "5.00 (-7.71 to 17.71, 2 of 3 seeds)"
+
+
+def evaluated(mean: float = 99.0, **changes: Any) -> Evaluation:
+    """An evaluation of plain DQN on Pong over 100 games, after 100,000 steps."""
+    usual: dict[str, Any] = {
+        "game": "Pong", "agent": "nature, no aux task", "aux_task": "none", "network": "nature",
+        "seed": 0, "env_steps": 100_000, "epsilon": 0.01, "sticky": 0.0, "num": 100, "mean": mean,
+        "low": None, "high": None, "iqm": mean, "life_mean": mean, "commit": "abc", "source": "a",
+    }  # fmt: skip
+    return Evaluation(**(usual | changes))
+
+
+OTHERS = "; others: see Trained agents"
+
+
+@pytest.mark.parametrize(
+    ("more", "cell"),
+    [
+        ([], "-8.00 (1 agent of 100,000 steps, 100 games)"),
+        ([{"epsilon": 0.05}], f"-8.00 (1 agent of 100,000 steps, 100 games{OTHERS})"),
+        ([{"sticky": 0.25}], f"-8.00 (1 agent of 100,000 steps, 100 games{OTHERS})"),
+        ([{"env_steps": 200_000}], f"99.00 (1 agent of 200,000 steps, 100 games{OTHERS})"),
+        ([{"network": "paper-code"}], f"-8.00 (1 agent of 100,000 steps, 100 games{OTHERS})"),
+        ([{"num": 50}], "-8.00 (1 agent of 100,000 steps, 100 games)"),
+        ([{"num": 200}], "99.00 (1 agent of 100,000 steps, 200 games)"),
+        # t(0.975, 1) = 12.7062 times 1, of -8 and -6
+        ([{"seed": 1, "mean": -6.0}, {"env_steps": 200_000}],
+         f"-7.00 (-19.71 to 5.71, 2 agents of 100,000 steps, 200 games{OTHERS})"),
+        ([{"seed": 1, "epsilon": 0.05}, {"seed": 2, "epsilon": 0.05}],
+         f"99.00 (99.00 to 99.00, 2 agents of 100,000 steps, 200 games, epsilon 0.05{OTHERS})"),
+    ],
+)  # fmt: skip
+def test_agents_are_averaged_once_each_and_only_if_they_were_played_alike(
+    more: list[dict[str, Any]], cell: str
+) -> None:
+    found = [evaluated(-8.0), *(evaluated(**changes) for changes in more)]
+    rows = {row["agent"]: row for row in table_4([], found)}
+    assert rows["DQN"]["Pong, whole games"] == cell
+    assert rows["DQN"]["Pong, same measure"] == cell.split(" ")[0]
+
+
+def test_random_agent_is_one_whatever_the_file_says_of_epsilon() -> None:
+    random: dict[str, Any] = {"agent": "random", "network": None, "seed": None, "env_steps": None}
+    found = [evaluated(-20.0, **random), evaluated(-20.5, epsilon=0.05, num=30, **random)]
+    row = table_4([], found)[0]
+    assert (row["agent"], row["Pong, whole games"]) == ("Random", "-20.00 (1 agent, 100 games)")
+
+
+def test_evaluations_stand_beside_runs_of_their_own_network_only(tmp_path: Path) -> None:
+    write_game(tmp_path / "a", {100_000: -9})
+    studies = make_studies(read_results([tmp_path]))
+    for network, cell in (("nature", "1.00 (1 agent of 100,000 steps, 100 games)"),
+                          (None, "1.00 (1 agent of 100,000 steps, 100 games)"),
+                          ("paper-code", "not run")):  # fmt: skip
+        rows = {r["agent"]: r for r in table_4(studies, [evaluated(1.0, network=network)])}
+        assert rows["DQN"]["Pong, whole games"] == cell
 
 
 def test_run_from_another_runs_trunk_is_an_arm_of_its_own_beside_the_plain_one(
