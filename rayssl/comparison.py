@@ -23,6 +23,9 @@ from rayssl.training import ClassifierSettings
 
 SCORE: Final = "score_mean_100"  # the column that games are compared by
 EVALUATED: Final = "evaluation_score_mean"  # instead, where all runs were evaluated at one step
+LIVES: Final = "paper_code_score_mean_100"  # mean of the last 100 lives, rewards clipped
+HUNDRED_LIVES: Final = "paper_code_score_best"  # a column that is empty until 100 lives are over
+LOOK_EVERY: Final = 10_000  # agent steps: checkpoint_freq of Baselines' deepq, kept by the authors
 PAPER_BUDGET: Final = {
     "atari": int(PRESETS["paper-code"]["steps"].value),
     "mnist": ClassifierSettings.epochs,
@@ -106,6 +109,35 @@ def reading_of(runs: Sequence[Run]) -> Reading:
         if all(reading.of(run) is not None for run in whole):
             return reading
     return Reading(SCORE, budget)
+
+
+def paper_code_score(run: Run, limit: float) -> float | None:
+    """Returns a game's score as the authors' code keeps it: the best of its looks at the mean.
+
+    max over t = 10,000, 20,000, ... of m_t rounded to 0.1, where m_t is the mean over the last 100
+    lives of their clipped scores, t lies past `learning_starts`, and 100 lives are over. Steps are
+    counted from 0, so that t lies before the run's last step.
+
+    m_t is the log's last row up to t, a report old at most.
+
+    Args:
+      run: of a game.
+      limit: agent steps; looks past them do not count.
+    Returns:
+      None where there was no look, or the log has no such columns.
+    Source: the authors' deepq_self_supervised, a fork of Baselines' deepq.learn: checkpoint_freq
+      10,000, `num_episodes > 100`, which counts the episode under way.
+    """
+    rows = run.curve(HUNDRED_LIVES)
+    if LIVES not in rows:
+        return None
+    steps = rows[run.x].to_numpy()
+    last = int(min(limit, run.reached, run.planned - 1))
+    start = run.settings["learning_starts"]
+    looks = [t for t in range(LOOK_EVERY, last + 1, LOOK_EVERY) if t > start]
+    places = steps.searchsorted(looks, side="right") - 1
+    means = [round(float(mean), 1) for mean in rows[LIVES].iloc[places[places >= 0]]]
+    return max(means, default=None)
 
 
 @dataclass(frozen=True)
@@ -207,6 +239,11 @@ class Study:
         plain = [each for each in self.arms if each.key.is_plain and each.scores]
         plain.sort(key=lambda each: (each.key.task != arm.key.task, each.key.task != "none"))
         return plain[0] if plain and not arm.key.is_plain else None
+
+    def code_scores(self, arm: Arm) -> dict[int, float]:
+        """Returns seed -> `paper_code_score`, of the seeds that are compared and have one."""
+        found = {seed: paper_code_score(arm.runs[seed], self.budget) for seed in arm.scores}
+        return {seed: score for seed, score in found.items() if score is not None}
 
     def gain(self, arm: Arm, *, scale: float = 1.0) -> Difference | None:
         """Returns arm - scale * plain over seeds; None without a plain arm or a score."""

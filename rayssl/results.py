@@ -153,13 +153,11 @@ class Run:
             return self.rows.iloc[:0]
         return self.rows[self.rows[column].notna()]
 
-    def value_at(self, column: str, limit: float, how: str = "last") -> float | None:
-        """Returns a column's last number, or its `max`, up to a number of steps; None without."""
+    def value_at(self, column: str, limit: float) -> float | None:
+        """Returns a column's last number up to a number of steps; None without."""
         known = self.curve(column)
         known = known[known[self.x] <= limit]
-        if not len(known):
-            return None
-        return float(known[column].max() if how == "max" else known[column].iloc[-1])
+        return float(known[column].iloc[-1]) if len(known) else None
 
 
 @dataclass(frozen=True)

@@ -432,9 +432,10 @@ def _paper_tables(results: Results, studies: Sequence[Study]) -> Section:
             "Table IV: mean score in 100 episodes",
             tables.table_4(studies, results.evaluations),
             "\"Same measure\": the best mean of 100 training episodes as the authors' code counts "
-            "them (per life, clipped rewards), up to the steps that are compared; mean over seeds "
-            "with Student's t interval. \"Whole games\": trained agents over unclipped whole "
-            "games, from the runs' own evaluations or experiments/evaluate.py, interval over "
+            "them (per life, clipped rewards) and takes it (every 10,000 steps past the start of "
+            "learning, from 100 lives on, to one decimal), up to the steps that are compared; mean "
+            "over seeds with Student's t interval. \"Whole games\": trained agents over unclipped "
+            "whole games, from the runs' own evaluations or experiments/evaluate.py, interval over "
             "agents: each once, and only such as were evaluated after as many steps, at one "
             "epsilon and stickiness (the most agents; then the usual play, then the most steps). "
             "Human and world record are whole games.",

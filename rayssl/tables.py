@@ -267,10 +267,10 @@ def _probe_cell(backbone: str, split: str, probes: Sequence[Probe]) -> str:
 def table_4(studies: Sequence[Study], evaluations: Sequence[Evaluation]) -> list[Row]:
     """Returns the paper's Table IV: its rows, then each arm of ours at weight 1 under its row.
 
-    For each game: the paper's number; ours by the paper's measure, the best mean of 100 episodes as
-    its code counts them (per life, clipped rewards), over the seeds that the arm compares, of which
-    some may not have 100 yet (`2 of 3 seeds`); the mean over whole games of trained agents, from
-    the evaluations in the runs' logs, else from those evaluation files that `played_alike` chooses.
+    For each game: the paper's number; ours by the paper's measure (`paper_code_score`) over the
+    seeds that the arm compares, of which some may not have 100 lives yet (`2 of 3 seeds`); the mean
+    over whole games of trained agents, from the evaluations in the runs' logs, else from those
+    evaluation files that `played_alike` chooses.
     """
     games = ("Pong", "Breakout")
     rows = []
@@ -327,11 +327,9 @@ def _best_cells(arms: Sequence[tuple[Study, Arm]]) -> str | None:
     """Mean by the paper's measure over the seeds that an arm compares."""
     cells = []
     for study, arm in arms:
-        runs = [arm.runs[seed] for seed in arm.scores]
-        best = [run.value_at("paper_code_score_best", study.budget, "max") for run in runs]
-        known = [value for value in best if value is not None]
-        if known:
-            cells.append(_over_seeds(known, len(runs)))
+        found = study.code_scores(arm)
+        if found:
+            cells.append(_over_seeds(list(found.values()), len(arm.scores)))
     return "; ".join(cells) or None
 
 

@@ -30,12 +30,12 @@ def run_folder(folder: Path, log: str = LOG, settings: object = SETTINGS) -> Pat
 
 
 def game_run(folder: Path, task: str, seed: int, score: float, **settings: object) -> Path:
-    """A run of Pong that ends at 2,000 steps with this score."""
-    own = {"game": "pong", "aux_task": task, "aux_weight": 1.0, "seed": seed, "steps": 2000}
+    """A run of Pong that ends at 20,000 steps with this score, and had it per life at 10,000."""
+    own = {"game": "pong", "aux_task": task, "aux_weight": 1.0, "seed": seed, "steps": 20_000}
     log = (
-        "env_steps,score_mean_100,paper_code_score_best,aux_accuracy,gradient_cosine,wall_s,"
-        "td_updates,aux_updates\n"
-        f"1000,,,0.25,0.1,60,100,100\n2000,{score},{score},0.5,0.2,120,200,200\n"
+        "env_steps,score_mean_100,paper_code_score_mean_100,paper_code_score_best,aux_accuracy,"
+        "gradient_cosine,wall_s,td_updates,aux_updates\n"
+        f"10000,,{score},{score},0.25,0.1,60,100,100\n20000,{score},99,99,0.5,0.2,120,200,200\n"
     )
     return run_folder(folder, log, {"settings": own | settings, "commit": "abc"})
 
@@ -225,7 +225,7 @@ def test_missing_seeds_and_commits_are_said(page: Path) -> None:
 
 def test_small_runs_are_called_small(page: Path) -> None:
     text = (page / "report.md").read_text()
-    assert "2,000 of the paper's 1,000,000 steps" in text
+    assert "20,000 of the paper's 1,000,000 steps" in text
     assert "1 of the paper's 14 epochs" in text
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from experiments import report
 from rayssl.claims import CLAIMS
-from rayssl.comparison import judge, make_studies, seed_list
+from rayssl.comparison import judge, make_studies, paper_code_score, seed_list
 from rayssl.jobs import find_job
 from rayssl.page import Table
 from rayssl.results import ArmKey, Evaluation, Results, arm_key, read_results
@@ -407,9 +407,30 @@ def test_logs_that_do_not_tell_how_often_are_matched_by_their_rows(
     assert study.column == column
 
 
+def test_papers_score_is_the_best_look_of_the_authors_code(tmp_path: Path) -> None:
+    means = {
+        10_000: 99.0,  # a look has to be past learning_starts
+        15_000: 98.0,  # between two looks
+        20_000: 1.26,
+        25_000: 97.0,
+        30_000: 1.24,
+        38_000: 2.04,  # the last row before the look at 40,000
+        45_000: 96.0,
+        50_000: 1.0,
+        60_000: 95.0,  # the code counts its steps from 0 and never comes to the last
+    }
+    write_game(tmp_path / "a", means, lives=means, learning_starts=10_000)
+    write_game(tmp_path / "b", means, seed=1)
+    run, without = read_results([tmp_path]).runs
+    assert paper_code_score(run, 60_000) == 2.0
+    assert paper_code_score(run, 39_999) == 1.3
+    assert paper_code_score(run, 19_999) is None
+    assert paper_code_score(without, 60_000) is None, "never 100 lives"
+
+
 def test_seed_that_ended_early_counts_in_no_cell_of_its_arm(tmp_path: Path) -> None:
     for seed, best in ((0, 4.0), (1, 6.0)):
-        write_game(tmp_path / str(seed), {10_000: 1, 100_000: best}, lives={100_000: best},
+        write_game(tmp_path / str(seed), {90_000: best, 100_000: best}, lives={90_000: best},
                    seed=seed)  # fmt: skip
     write_game(tmp_path / "2", {10_000: 99}, lives={10_000: 99}, seed=2, steps=100_000)
     write_game(tmp_path / "3", {100_000: 3}, seed=3)  # not yet 100 lives

@@ -3,7 +3,8 @@
 Two protocols, because text and code of the paper measure different things (README, "Readings"):
 
 * `paper-code`: the preset of that name, 6 classes of orders, an Adam for each loss, and as score
-  the best mean of 100 training episodes, per life and with clipped rewards.
+  the best mean of 100 training episodes, per life and with clipped rewards, looked at every 10,000
+  steps (`rayssl.comparison.paper_code_score`).
 * `strict`: the game's own preset, 4 classes of orders, and as score the mean over whole, unclipped
   games of the trained agent.
 """
