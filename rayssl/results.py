@@ -156,6 +156,8 @@ class Run:
     def value_at(self, column: str, limit: float) -> float | None:
         """Returns a column's last number up to a number of steps; None without."""
         known = self.curve(column)
+        if known.empty:  # of a job whose log has no reader here: no columns at all
+            return None
         known = known[known[self.x] <= limit]
         return float(known[column].iloc[-1]) if len(known) else None
 

@@ -461,7 +461,13 @@ def test_normalization_is_the_backbones_own() -> None:
 
 
 def make_trial(folder: Path, **values: Any) -> PretrainTrial:
-    usual = {"arch": "resnet50", "image_size": 32, "batch_size": 12, "epochs": 2, "lr": 0.05}
+    usual: dict[str, Any] = {
+        "arch": "resnet50",
+        "image_size": 32,
+        "batch_size": 12,
+        "epochs": 2,
+        "lr": 0.05,
+    }
     return PretrainTrial(data=folder, validation=folder, **usual | values)
 
 

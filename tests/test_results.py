@@ -137,6 +137,7 @@ def test_sweep_of_a_job_without_a_reader_is_read_from_its_table(sweep: Path) -> 
     (study,) = make_studies(read_results([sweep]))
     assert (study.job, study.budget, study.unit) == ("bigan", 1, "epochs")
     assert study.arms[0].scores == pytest.approx({0: 0.99, 1: 0.989, 2: 0.988})
+    assert {row["aux accuracy"] for row in arm_rows(study)} == {None}  # no log to read it from
 
 
 def test_sweep_of_another_layout_is_left_out(sweep: Path) -> None:
