@@ -38,8 +38,9 @@ class Settings:
     """Games played side by side."""
     epsilon: float = evaluation.EPSILON
     """Share of random actions (0.01: end of exploration in the authors' code; Mnih 2015: 0.05)."""
-    sticky: float = 0.0
-    """Probability that the console repeats the last action (Machado et al. 2018: 0.25)."""
+    sticky: float | None = None
+    """Probability that the console repeats the last action (Machado et al. 2018: 0.25); by default
+    as in the agent's training, and 0 for `random`."""
     seed: int = 0
     """Of consoles and actions."""
     max_game_frames: int = 108_000
@@ -69,7 +70,7 @@ def prepare(settings: Settings) -> tuple[Agent | None, AtariSettings, Path | Non
         own,
         game=settings.game or own.game,
         num_envs=settings.num_envs,
-        sticky=settings.sticky,
+        sticky=own.sticky if settings.sticky is None else settings.sticky,
         max_game_frames=settings.max_game_frames,
         num_threads=max(1, min(settings.num_envs, os.cpu_count() or 1)),
     )
@@ -82,6 +83,17 @@ def prepare(settings: Settings) -> tuple[Agent | None, AtariSettings, Path | Non
     for file in filter(None, (path, settings.video)):
         check_writable(file)
     return agent, games, path
+
+
+def sticky_line(agent: Agent | None, games: AtariSettings) -> str:
+    """Returns a line that says how sticky the consoles are, and were in the agent's training."""
+    line = f"Sticky actions: {games.sticky:g}"
+    if agent is None:
+        return line
+    trained = agent.settings.get("sticky")
+    if trained is None:
+        return f"{line}; of its training the checkpoint does not say"
+    return f"{line}, as in training" if games.sticky == trained else f"{line}; trained {trained:g}"
 
 
 def check_writable(path: Path) -> None:
@@ -148,6 +160,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     cut = sum(row["cut_games"] for row in results["rows"])
     if cut:
         print(f"{cut} games were cut at {games.max_game_frames} frames; their scores end there.")
+    print(sticky_line(agent, games))
     print(score_table(results["rows"]))
     return results
 

@@ -118,7 +118,7 @@ def load_agents(settings: Settings) -> dict[str, Agent]:
 
 
 def games_of(settings: Settings, agents: dict[str, Agent]) -> AtariSettings:
-    """Returns the games that are played.
+    """Returns the games that are played; never with sticky actions, see `RamConsoles`.
 
     Raises:
       ValueError: if nothing or more than one thing says which, or its RAM is not known.
@@ -135,8 +135,9 @@ def games_of(settings: Settings, agents: dict[str, Agent]) -> AtariSettings:
     game = first.settings["game"] if first else settings.game
     game_ram(game)
     return dataclasses.replace(
-        own, game=game, num_envs=1, num_threads=1, max_game_frames=settings.max_game_frames
-    )
+        own, game=game, num_envs=1, num_threads=1, sticky=0.0,
+        max_game_frames=settings.max_game_frames,
+    )  # fmt: skip
 
 
 def gather(

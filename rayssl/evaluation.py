@@ -47,7 +47,9 @@ NETWORK_KEYS: Final[dict[str, type | tuple[type, ...]]] = {
     "game": str, "network": str, "aux_task": (str, type(None)),
     "stack": int, "frame_size": int, "env_steps": int,
 }  # fmt: skip
-GAME_KEYS: Final = ("game", "stack", "frame_size", "frame_skip", "fire_at_start", "noop_max")
+GAME_KEYS: Final = (
+    "game", "stack", "frame_size", "frame_skip", "fire_at_start", "noop_max", "sticky",
+)  # fmt: skip
 EPSILON = 0.01  # final exploration of the authors' code, whose episodes Table IV counts (deepq)
 COLUMNS = ["agent", "game", "episodes", "mean", "std", "min", "max", "IQM", "95% interval"]
 TABLE_IV_NOTE = (
@@ -98,13 +100,18 @@ class Agent:
 
     @property
     def name(self) -> str:
-        """The agent in a few words, e.g. `paper-code, rotation, 1000000 steps`."""
+        """The agent in a few words, e.g. `paper-code, rotation, 1000000 steps`; how sticky, too."""
         named = trained_with(self.settings)
         task = "no aux task" if named == "none" else named
-        return f"{self.settings['network']}, {task}, {self.settings['env_steps']} steps"
+        sticky = self.settings.get("sticky")
+        words = [self.settings["network"], task, f"{self.settings['env_steps']} steps"]
+        return ", ".join(words + ([f"trained with sticky {sticky:g}"] if sticky else []))
 
     def atari_settings(self, **changes: Any) -> AtariSettings:
-        """Returns the games that the agent was trained on, with fields replaced by `changes`."""
+        """Returns the games that the agent was trained on, with fields replaced by `changes`.
+
+        What a checkpoint does not say is `AtariSettings`' default: of an older one sticky is 0.
+        """
         return replace(_games_of(self.settings), **changes)
 
     @property
@@ -332,10 +339,12 @@ def play_games(
 ) -> list[Game]:
     """Returns `episodes` whole games with unclipped scores, ordered by env, then by time.
 
-    The number of games of each env is fixed before the start. Every game starts from a seed of its
-    own, drawn from (seed, env, number of the game), after up to `noop_max` no-ops; actions are
-    greedy (the first of equal values) but for a share epsilon that is uniform. So the games are a
-    function of the arguments; games of one env do not depend on the other envs' luck.
+    The number of games of each env is fixed before the start. A game starts after up to `noop_max`
+    no-ops, as many as the console's own generator draws. Its seed is drawn from (seed, env, number
+    of the seed), a new one at the first end of a game after 2,000 steps (`AtariStream`): several
+    short games share one. Actions are greedy (the first of equal values) but for a share epsilon
+    that is uniform. So the games are a function of the arguments; games of one env do not depend on
+    the other envs' luck.
 
     Args:
       agent: None plays uniformly random actions.

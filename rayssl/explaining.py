@@ -145,7 +145,8 @@ def explain_atari(
       ValueError: for a target that the network does not have, or games without enough states.
     """
     target = check_target(agent, target)
-    settings = agent.atari_settings(num_envs=1, max_game_frames=max_game_frames)
+    # RAM cannot be read with sticky actions, see `RamConsoles`.
+    settings = agent.atari_settings(num_envs=1, max_game_frames=max_game_frames, sticky=0.0)
     known = rom_id(settings.game) in GAMES
     consoles = RamConsoles(settings) if known else ColourTwin(settings)
     drawn = _draw_states(agent, settings, consoles, count, games, epsilon, seed)
@@ -252,7 +253,7 @@ def attribution_frames(
       ValueError: as `check_target`.
     """
     target = check_target(agent, target)
-    settings = agent.atari_settings(num_envs=1)
+    settings = agent.atari_settings(num_envs=1, sticky=0.0)  # as in `explain_atari`
     consoles = ColourTwin(settings)
     network = agent.network.requires_grad_(False)
     watched = watch_games(agent, settings, consoles, games=1, epsilon=epsilon, seed=seed)

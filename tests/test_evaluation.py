@@ -485,11 +485,42 @@ def test_script_writes_beside_the_checkpoint_never_into_it(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
+    ("trained", "words", "played", "line"),
+    [
+        (0.25, [], 0.25, "Sticky actions: 0.25, as in training"),
+        (0.25, ["--sticky", "0"], 0.0, "Sticky actions: 0; trained 0.25"),
+        (0.0, ["--sticky", "0.1"], 0.1, "Sticky actions: 0.1; trained 0"),
+        (None, [], 0.0, "Sticky actions: 0; of its training the checkpoint does not say"),
+    ],
+)
+def test_agent_is_evaluated_as_sticky_as_it_was_trained_unless_told_otherwise(
+    trained: float | None, words: list[str], played: float, line: str,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    folder = save_agent(tmp_path / "agent", network="nature")
+    settings = json.loads((folder / "model.json").read_text())
+    settings |= {} if trained is None else {"sticky": trained}
+    (folder / "model.json").write_text(json.dumps(settings))
+    exported = export_agent(folder, tmp_path / "exported").checkpoint
+    results = evaluate.main([str(exported), "--smoke", *words])
+    assert results["games"]["sticky"] == played
+    assert line in capsys.readouterr().out.splitlines()
+    assert results["rows"][0]["agent"].endswith(", trained with sticky 0.25") == (trained == 0.25)
+
+
+def test_random_agent_plays_without_sticky_actions_unless_told_otherwise(tmp_path: Path) -> None:
+    words = ["random", "--game", "pong", "--smoke", "--json", str(tmp_path / "random.json")]
+    assert evaluate.main(words)["games"]["sticky"] == 0
+    assert evaluate.main([*words, "--sticky", "0.25"])["games"]["sticky"] == 0.25
+
+
+@pytest.mark.parametrize(
     ("words", "text"),
     [
         ("random", "The random agent needs a game"),
         ("random --game pongg", "Unknown Atari game 'pongg'. Did you mean pong or"),
         ("random --game pong --episodes -3", "episodes must be 1 or more, got -3"),
+        ("random --game pong --sticky 1", "sticky must be a probability in [0, 1), got 1.0"),
         ("random --game pong --num-envs 0", "num_envs must be a whole number in [1, 2**31), got 0"),
         ("random --game pong --video a.mp4", "`random` has none"),
         ("random --game pong --json {file}/a.json", "Cannot write"),

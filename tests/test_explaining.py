@@ -1,5 +1,6 @@
 """What attribution explains of Atari and MNIST checkpoints, and the script from end to end."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -119,6 +120,13 @@ def test_score_is_that_of_the_true_label_and_of_the_chosen_action_whatever_the_n
 def test_games_with_too_few_states_are_refused(agent: Agent) -> None:
     with pytest.raises(ValueError, match="Expected 50 states .* in 1 games, got .*raise --games"):
         explain(agent, count=50, games=1, max_game_frames=200)
+
+
+def test_states_of_an_agent_that_was_trained_with_sticky_actions_are_drawn_without(
+    agent: Agent, explained: Explained
+) -> None:
+    sticky = dataclasses.replace(agent, settings=agent.settings | {"sticky": 0.25})
+    assert torch.equal(explain(sticky, target="q").x, explained.x)
 
 
 def test_game_whose_ram_is_unknown_has_no_regions(folders: dict[str, Path]) -> None:

@@ -1,5 +1,6 @@
 """Probes of a game's state: scores by hand, games kept apart, and probe.py from end to end."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import f1_score, r2_score
 
 from experiments import probe
+from rayssl.evaluation import load_agent
 from rayssl.probing import GameSplit, fit_ridge, probe_state, r_squared, weighted_f1
 from tests.toy_agents import save_agent
 
@@ -170,6 +172,13 @@ def test_table_has_every_number_of_the_state_for_every_network(
     assert "| F1 " in (folder / "table.md").read_text()
     assert (folder / "probes.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "settings.json").is_file()
+
+
+def test_games_are_played_without_sticky_actions_which_hide_the_ram(tmp_path: Path) -> None:
+    agent = load_agent(save_agent(tmp_path / "agent"))
+    sticky = dataclasses.replace(agent, settings=agent.settings | {"sticky": 0.25})
+    assert sticky.atari_settings().sticky == 0.25
+    assert probe.games_of(probe.Settings(), {"dqn": sticky}).sticky == 0
 
 
 @pytest.fixture

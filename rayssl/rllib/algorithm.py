@@ -443,6 +443,7 @@ class AuxDQN(Algorithm):
             "frame_skip": settings.frame_skip,
             "fire_at_start": settings.fire_at_start,
             "noop_max": settings.noop_max,
+            "sticky": settings.sticky,
             "env_steps": self._env_steps,
             "td_updates": self._counts["td_updates"],
             "aux_updates": self._counts["aux_updates"],

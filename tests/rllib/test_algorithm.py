@@ -423,10 +423,12 @@ def test_logged_evaluation_is_what_play_games_says_of_the_saved_agent(
 ) -> None:
     config = make_config()
     config.training(evaluate_every_steps=96, games_per_evaluation=3)
+    config.environment(env_config={"sticky": 0.25} | config.env_config)
     algo = build(config)
     logged = algo.train()
     algo.save_to_path(tmp_path / "saved")
     agent = load_agent(tmp_path / "saved")
     settings = agent.atari_settings(num_envs=16, max_game_frames=600)
+    assert settings.sticky == 0.25
     scores = [g.score for g in play_games(agent, settings, episodes=3, seed=3 + EVALUATION_SEED)]
     assert logged["evaluation_score_mean"] == np.mean(scores)
