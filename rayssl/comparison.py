@@ -79,6 +79,8 @@ def evaluations(run: Run) -> list[Score]:
     """
     every = int(run.settings.get("evaluate_every") or 0)
     rows = run.curve(EVALUATED)
+    if EVALUATED not in rows:
+        return []
     return [
         Score(float(value), int(at), int(at - at % every if 0 < every <= at else at))
         for at, value in zip(rows[run.x], rows[EVALUATED], strict=True)
