@@ -13,6 +13,7 @@ from rayssl.results import (
     AUX_SETTINGS,
     CONTEXT_SETTINGS,
     HOUSEKEEPING,
+    PAPER_CODE,
     ArmKey,
     LeftOut,
     Pairs,
@@ -247,11 +248,34 @@ class Study:
         found = {seed: paper_code_score(arm.runs[seed], self.budget) for seed in arm.scores}
         return {seed: score for seed, score in found.items() if score is not None}
 
-    def gain(self, arm: Arm, *, scale: float = 1.0) -> Difference | None:
-        """Returns arm - scale * plain over seeds; None without a plain arm or a score."""
+    def gain(self, arm: Arm) -> Difference | None:
+        """Returns arm - plain over seeds; None without a plain arm or a score."""
         plain = self.plain_of(arm)
-        if plain is None or not arm.scores:
+        return difference(arm.scores, plain.scores) if plain and arm.scores else None
+
+    @property
+    def protocol(self) -> str:
+        """`paper`, `paper-code` or `strict`, which games are that did not run that preset."""
+        return str(dict(self.context).get("protocol", "strict"))
+
+    @property
+    def judged_by_lives(self) -> bool:
+        """Whether claims are judged by the authors' own score and not by that of whole games."""
+        return self.job == "atari" and self.protocol == PAPER_CODE
+
+    @property
+    def judged_by(self) -> str:
+        """The protocol, and the measure that claims are judged by under it."""
+        lives = "best mean of 100 lives, rewards clipped"
+        return f"{self.protocol}: {lives if self.judged_by_lives else self.measure}"
+
+    def judged_gain(self, arm: Arm, scale: float) -> Difference | None:
+        """Returns arm - scale * plain over seeds, by the measure that claims are judged by."""
+        plain = self.plain_of(arm)
+        if plain is None:
             return None
+        if self.judged_by_lives:
+            return difference(self.code_scores(arm), self.code_scores(plain), scale=scale)
         return difference(arm.scores, plain.scores, scale=scale)
 
 
@@ -312,6 +336,8 @@ class Finding:
 def judge(claim: Claim, studies: Sequence[Study]) -> list[Finding]:
     """Returns a finding for each arm that tests a claim; one that says so if there is none.
 
+    Games that ran the preset `paper-code` are judged by the authors' own score, see
+    `paper_code_score`, all others (`strict`) by whole games.
     A claim about several classes has a finding for each, then one for all of them (`part` "all").
     """
     found: list[Finding] = []
@@ -326,7 +352,7 @@ def judge(claim: Claim, studies: Sequence[Study]) -> list[Finding]:
             if claim.per_class:
                 found += _judge_classes(claim, study, arm)
                 continue
-            gap = study.gain(arm, scale=claim.scale)
+            gap = study.judged_gain(arm, claim.scale)
             said = verdict(gap, claim.side, claim.threshold)
             found.append(Finding(claim, study, arm, "", gap, said))
     return found or [Finding(claim, None, None, "all" if claim.per_class else "", None,

@@ -40,6 +40,7 @@ HOUSEKEEPING: Final = {
     "evaluation_games", "preset", "game",
     "dataset", "trial", "restore_from",
 }  # fmt: skip
+PAPER_CODE: Final = "paper-code"  # preset of games, and the protocol that it stands for
 SWEEP, TRIALS, SETTINGS = "sweep.json", "trials.csv", "settings.json"
 LAYOUT_VERSION = 1  # of docs/results.md
 
@@ -53,7 +54,8 @@ class ArmKey(NamedTuple):
     Attributes:
       job: `atari`, `mnist`, ...
       where: the game or data set.
-      context: settings that arms must share to be compared, e.g. network or protocol.
+      context: settings that arms must share to be compared, e.g. network or protocol; of games,
+        the preset `paper-code` is a protocol, any other is none.
       aux: the pretext task, its weight and its schedule.
     """
 
@@ -277,6 +279,8 @@ def arm_key(job: str, settings: Settings, varied: Iterable[str] = ()) -> ArmKey:
     context_names = [*CONTEXT_SETTINGS.get(job, ())]
     context_names += [n for n in varied if n not in (*aux_names, *context_names, *HOUSEKEEPING)]
     context = tuple((name, _plain(settings[name])) for name in context_names)
+    if job == "atari" and settings.get("preset") == PAPER_CODE:
+        context += (("protocol", PAPER_CODE),)  # judged by another measure than all others
     task = str(settings.get("aux_task") or "none")
     start = _start(settings)
     if "+" in task:

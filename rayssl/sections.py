@@ -43,7 +43,9 @@ RULE: Final = (
     "whatever the mean. Differences are taken seed by seed (Student's t over the differences); "
     f"where fewer than {MIN_SEEDS} seeds are shared, Welch's interval of two independent means is "
     "used and the row says so. Each interval stands for itself: they are not widened for the "
-    "number of claims. Arms of the paper's weight 1 are judged. \"Almost doubles\" is judged as "
+    "number of claims. Arms of the paper's weight 1 are judged. Games that ran the preset "
+    "paper-code are judged as the authors' code counts (Table IV, \"same measure\"), all others, "
+    "under strict, by whole games. \"Almost doubles\" is judged as "
     "1.5 times the plain score or more (the paper's 14.9 and 9.9), \"does not hurt Pong\" as no "
     f"more than {NOT_WORSE_MARGIN} points worse (5% of Pong's range of 42). A verdict on runs "
     "marked small is one on small runs."
@@ -198,13 +200,15 @@ def _hidden(studies: Sequence[Study]) -> list[str]:
 
 
 def _measure_note(study: Study) -> str:
+    lives = " Claims are judged by the authors' own score instead, Table IV's \"same measure\"."
+    lives *= study.judged_by_lives
     if study.job == "atari" and study.column == EVALUATED:
         first, last = study.read_at
         reports = f" (each run's first report from there on: {first:,} to {last:,} steps)"
-        return f"Scores: {EVALUATED_SCORE}{reports * (first < last)}."
+        return f"Scores: {EVALUATED_SCORE}{reports * (first < last)}.{lives}"
     if study.job == "atari":
         apart = " Runs were evaluated, but not all of them at one step." * study.was_evaluated_apart
-        return f"Scores: {GAME_SCORE}.{apart}"
+        return f"Scores: {GAME_SCORE}.{apart}{lives}"
     if study.job == "mnist":
         return "Scores: test accuracy in per cent, of the epoch that the protocol reports."
     return "Scores: the value that the sweep reports."

@@ -149,7 +149,8 @@ def _claim_row(found: Finding) -> Row:
         text = f"... {found.part} (their explanation, {found.claim.source})"
         judged = "mean of the four minus mean of the others, rotation - plain < 0"
     return {
-        "claim": text, "judged by": judged, "tested on": _tested_on(found), **gap,
+        "claim": text, "judged by": judged, "tested on": _tested_on(found),
+        "protocol: measure": found.study.judged_by if found.study else None, **gap,
         "verdict": found.verdict,
     }  # fmt: skip
 

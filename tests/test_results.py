@@ -20,7 +20,7 @@ from rayssl.rllib.start import record_start
 from rayssl.sections import make_page, shown_arms, weight_curves
 from rayssl.sweeps.axes import Trial
 from rayssl.sweeps.folder import FAILED, FINISHED, STOPPED, SweepFolder
-from rayssl.tables import arm_rows, make_suites, table_3, table_4
+from rayssl.tables import arm_rows, claim_findings, claim_rows, make_suites, table_3, table_4
 
 START = {"command": "python ...", "commit": "abc", "started": "2026-01-01T00:00:00+00:00"}
 
@@ -284,6 +284,43 @@ def test_claim_about_almost_doubling_is_judged_against_one_and_a_half(tmp_path: 
     assert finding.difference.mean == pytest.approx(0.3)
     assert finding.verdict == "supported"
     assert judge(CLAIMS[0], studies)[0].verdict == "undecided"
+
+
+def test_claims_are_judged_under_both_protocols_each_by_its_own_measure(tmp_path: Path) -> None:
+    # By whole games sequence prediction loses a point, by lives with clipped rewards it gains one.
+    for protocol, sequence in (("strict", "permutation"), ("paper-code", "permutation-6")):
+        own: dict[str, Any] = {"game": "breakout", "preset": "breakout"}
+        if protocol == "paper-code":
+            own |= {"preset": "paper-code", "network": "paper-code", "learning_starts": 10_000}
+        for seed, (lives, more) in enumerate([(1.0, 2.0), (1.1, 2.2), (1.2, 2.3)]):
+            for task, games, best in (("none", 9.0, lives), (sequence, 8.0 - seed / 10, more)):
+                rows = {20_000: games, 30_000: games}
+                write_game(tmp_path / f"{protocol}-{task}{seed}", rows,
+                           lives={20_000: best, 30_000: 99}, aux_task=task, seed=seed,
+                           **own)  # fmt: skip
+    studies = make_studies(read_results([tmp_path]))
+    rows = [row for row in claim_rows(claim_findings(studies)) if "helps on" in row["claim"]]
+    seen = [
+        tuple(row[k] for k in ("protocol: measure", "seeds", "difference", "verdict"))
+        for row in rows
+    ]
+    assert seen == [
+        ("paper-code: best mean of 100 lives, rewards clipped", 3, "+1.07", "supported"),
+        ("strict: score (mean of 100 whole games)", 3, "-1.10", "refuted"),
+    ]
+    assert [row["tested on"].split(";")[0] for row in rows] == [
+        "Breakout, network paper-code, protocol paper-code: permutation-6, weight 1",
+        "Breakout, network nature: permutation, weight 1",
+    ]
+
+
+def test_preset_of_the_authors_code_is_never_compared_with_another(tmp_path: Path) -> None:
+    own = {"network": "paper-code"}
+    write_game(tmp_path / "a", {1000: 1}, **own)
+    write_game(tmp_path / "b", {1000: 1}, aux_task="rotation", preset="paper-code", **own)
+    studies = make_studies(read_results([tmp_path]))
+    assert [study.protocol for study in studies] == ["paper-code", "strict"]
+    assert studies[0].gain(studies[0].arms[0]) is None
 
 
 @pytest.mark.parametrize(
