@@ -597,6 +597,13 @@ def test_folders_train_and_test_are_taken_as_they_are(tmp_path: Path) -> None:
         load_folder(tmp_path, 32)
 
 
+def test_class_folder_that_is_a_link_is_a_class(tmp_path: Path) -> None:
+    write_images(tmp_path / "root", {"a": 1, "b": 2})
+    write_images(tmp_path / "disk", {"c": 3})
+    (tmp_path / "root" / "c").symlink_to(tmp_path / "disk" / "c")
+    assert load_folder(tmp_path / "root", 32).num_classes == 3
+
+
 def test_folder_without_classes_has_one(tmp_path: Path) -> None:
     write_images(tmp_path, {".": 9})
     assert load_folder(tmp_path, 32).num_classes == 1

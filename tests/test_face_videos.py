@@ -1,6 +1,7 @@
 """Layouts of video data sets: every video found or listed with the reason, none dropped."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,11 +140,16 @@ TWICE = '{"b.mp4": {"label": "REAL"}, "b.mp4": {"label": "FAKE"}}'
         (part("p", {"b.mp4": {"label": "FAKEE"}}), {"p/b": "unknown label"}),
         (part("p", {"b.mp4": {}}), {"p/b": "unknown label"}),
         (part("p", {"b.mp4": "FAKE"}), {"p/b": "damaged list"}),
-        ({"p/metadata.json": "{", "p/b.mp4": ""}, {"p/metadata.json": "damaged list"}),
+        (
+            {"p/metadata.json": "{", "p/b.mp4": ""},
+            {"p/metadata.json": "damaged list", "p/b": "no label"},
+        ),
         ({"p/metadata.json": "[1]"}, {"p/metadata.json": "damaged list"}),
         ({"p/metadata.json": b"\xff".decode("latin1")}, {"p/metadata.json": "damaged list"}),
         ({"p/labels.csv": "name\nb.mp4\n"}, {"p/labels.csv": "damaged list"}),
         ({**part("p", {}), "p/b.mp4": ""}, {"p/b": "no label"}),
+        ({"p/b.mp4": "", "p/deep/C.AVI": ""}, {"p/b": "no label", "p/deep/C": "no label"}),
+        ({"masks/a_part/a.mp4": "", "masks/b.mp4": ""}, {"masks/b": "no label"}),
         (part("p", {"a.mp4": REAL}), {"p/a": "duplicate name"}),
         ({"p/metadata.json": TWICE, "p/b.mp4": ""}, {"p/b": "duplicate name"}),
     ],
@@ -154,6 +160,63 @@ def test_what_is_not_in_order_is_listed_and_the_rest_is_found(
     found = find_videos(make_tree(tmp_path, part("a_part", {"a.mp4": REAL}) | files))
     assert problems(found) == expected
     assert "a_part/a" in set(found.videos["video"])
+
+
+def test_part_on_another_disk_is_found_through_its_link(tmp_path: Path) -> None:
+    root, disk = tmp_path / "dfdc", tmp_path / "disk"
+    make_tree(root, part("dfdc_train_part_0", {"a.mp4": REAL}))
+    make_tree(disk, part("dfdc_train_part_1", {"c.mp4": REAL}))
+    (root / "linked").symlink_to(disk / "dfdc_train_part_1")
+    (root / "dfdc_train_part_0" / "circle").symlink_to(root)
+    found = find_videos(root)
+    assert list(found.videos["video"]) == ["dfdc_train_part_0/a", "linked/c"]
+    assert found.problems == []
+
+
+def test_folder_linked_twice_gives_its_videos_once_and_names_the_others(tmp_path: Path) -> None:
+    make_tree(tmp_path, part("p", {"a.mp4": REAL}))
+    (tmp_path / "q").symlink_to(tmp_path / "p")
+    found = find_videos(tmp_path)
+    assert list(found.videos["video"]) == ["p/a"]
+    assert problems(found) == {"q/a": "duplicate name"}
+
+
+def test_folder_that_cannot_be_read_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tree(tmp_path, part("p", {"a.mp4": REAL}) | part("q", {"b.mp4": REAL}))
+    scandir = os.scandir
+
+    def refusing(path: str) -> Any:
+        if str(path).endswith("q"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    found = find_videos(tmp_path)
+    assert list(found.videos["video"]) == ["p/a"]
+    assert found.problems == [("q", "unreadable folder", "Permission denied")]
+
+
+def test_preview_lists_videos_that_its_dataset_json_does_not_name(tmp_path: Path) -> None:
+    about = {"original_videos/1/a.mp4": {"label": "real"}}
+    files = {"dataset.json": about, "original_videos/1/a.mp4": "", "method_A/1/b.mp4": ""}
+    assert problems(find_videos(make_tree(tmp_path, files))) == {"method_A/1/b": "no label"}
+
+
+def test_videos_of_faceforensics_are_found_by_any_suffix_and_listed_in_any_other_place(
+    tmp_path: Path,
+) -> None:
+    folder = "original_sequences/youtube"
+    files = FF | {f"{folder}/c23/videos/{name}": "" for name in ("001.MP4", "002.avi")}
+    files |= {f"{folder}/c23/003.mp4": "", "004.mp4": "", f"{folder}/c23/videos/000.avi": ""}
+    found = find_videos(make_tree(tmp_path, files))
+    assert row(found, f"{folder}/c23/videos/002")["family"] == "002"
+    assert row(found, f"{folder}/c23/videos/001")["path"].endswith("001.MP4")
+    assert problems(found) == {
+        f"{folder}/c23/003": "no label", "004": "no label",
+        f"{folder}/c23/videos/000": "duplicate name",
+    }  # fmt: skip
 
 
 def test_name_of_no_layout_in_faceforensics_is_listed(tmp_path: Path) -> None:

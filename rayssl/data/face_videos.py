@@ -7,7 +7,8 @@ Three layouts are read:
 - DFDC preview: `dataset.json` beside `original_videos`, `method_A`, `method_B`.
 - FaceForensics++ and DFD: `original_sequences` and `manipulated_sequences`.
 
-A damaged entry never stops the others: it is a row of the problems.
+Folders may be symbolic links. A damaged entry never stops the others: it is a row of the problems,
+as is every video that no list names.
 """
 
 import csv
@@ -20,6 +21,11 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 import pandas as pd
 
+from rayssl.data.file_tree import files_below
+
+VIDEO_SUFFIXES = frozenset({
+    ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv",
+})  # fmt: skip  # in any case
 LABELS = {"REAL": 0, "FAKE": 1, "0": 0, "1": 1}
 COLUMNS = (
     "video", "path", "mask", "family", "actor", "other_actor", "part", "label", "method",
@@ -27,6 +33,7 @@ COLUMNS = (
 ORIGINAL = "original"  # method of a real video
 Compression = Literal["raw", "c23", "c40"]
 COMPRESSIONS: tuple[Compression, ...] = get_args(Compression)
+SEQUENCES = ("original_sequences", "manipulated_sequences")  # of FaceForensics++
 FAKE_NAME = re.compile(r"(?P<actor>\d+)_(?P<other>\d+)(__(?P<scene>.+)__\w+)?")
 REAL_NAME = re.compile(r"(?P<actor>\d+)(__(?P<scene>.+))?")
 
@@ -56,6 +63,8 @@ class FoundVideos(NamedTuple):
 def find_videos(root: Path, compression: Compression | None = None) -> FoundVideos:
     """Returns the labelled videos below a folder, and what is wrong with the others.
 
+    Every file with one of VIDEO_SUFFIXES is in one of the two, masks excepted.
+
     Args:
       root: of one of the layouts above.
       compression: of FaceForensics++; needed where there is more than one.
@@ -65,11 +74,11 @@ def find_videos(root: Path, compression: Compression | None = None) -> FoundVide
     """
     if not root.is_dir():
         raise FileNotFoundError(f"No folder {root}. Pass the folder that holds the videos.")
-    entries = _entries(root, compression)
+    problems: list[Problem] = []
+    files = files_below(root, lambda error: problems.append(_unreadable(root, error)))
     rows: dict[str, dict[str, Any]] = {}
     first_named: dict[str, str] = {}
-    problems: list[Problem] = []
-    for entry in entries:
+    for entry in _entries(root, files, compression):
         if isinstance(entry, Problem):
             problems.append(entry)
             continue
@@ -120,38 +129,40 @@ def draw_videos(
 Entry = dict[str, Any] | Problem
 
 
-def _entries(root: Path, compression: Compression | None) -> Iterator[Entry]:
+def _entries(root: Path, files: list[Path], compression: Compression | None) -> Iterator[Entry]:
     """What each layout tells about each video; `name` must be unique."""
-    if (root / "original_sequences").is_dir() or (root / "manipulated_sequences").is_dir():
-        return _face_forensics(root, compression)
+    if any((root / name).is_dir() for name in SEQUENCES):
+        return _face_forensics(root, files, compression)
     if (root / "dataset.json").is_file():
-        return _preview(root)
-    return _challenge(root)
+        return _preview(root, files)
+    return _challenge(root, files)
 
 
-def _challenge(root: Path) -> Iterator[Entry]:
-    files = [p for name in ("metadata.json", "labels.csv") for p in sorted(root.rglob(name))]
-    tables = [p for p in files if p.name == "labels.csv"]
+def _challenge(root: Path, files: list[Path]) -> Iterator[Entry]:
+    tables = {p.parent for p in files if p.name == "labels.csv"}
+    named: set[Path] = set()
     for path in files:
-        if path.name == "metadata.json" and path.with_name("labels.csv") in tables:
+        if path.name not in ("metadata.json", "labels.csv"):
             continue
-        folder = path.parent
+        if path.name == "metadata.json" and path.parent in tables:
+            continue
         try:
-            if path.name == "labels.csv":
-                pairs = _read_labels(path)
-            else:
-                pairs = _read_json(path)
+            pairs = _read_labels(path) if path.name == "labels.csv" else _read_json(path)
         except (ValueError, OSError, csv.Error) as error:
             yield Problem(_below(root, path), "damaged list", str(error))
             continue
-        listed = set()
         for name, about in pairs:
-            listed.add(name)
-            yield _challenge_entry(root, folder, name, about)
-        for video in sorted(folder.glob("*.mp4")):
-            if video.name not in listed:
-                detail = f"{path.name} beside it does not list it"
-                yield Problem(_video_id(root, video), "no label", detail)
+            named.add(path.parent / name)
+            yield _challenge_entry(root, path.parent, name, about)
+    yield from _unnamed(root, files, named)
+
+
+def _unnamed(root: Path, files: list[Path], named: set[Path]) -> Iterator[Problem]:
+    """The videos that no list names, without the masks of those that one does."""
+    masks = {root / "masks" / path.relative_to(root) for path in named}
+    for path in files:
+        if _is_video(path) and path not in named and path not in masks:
+            yield Problem(_video_id(root, path), "no label", f"no list names {_below(root, path)}")
 
 
 def _challenge_entry(root: Path, folder: Path, name: str, about: Any) -> Entry:
@@ -179,16 +190,18 @@ def _challenge_entry(root: Path, folder: Path, name: str, about: Any) -> Entry:
     }
 
 
-def _preview(root: Path) -> Iterator[Entry]:
+def _preview(root: Path, files: list[Path]) -> Iterator[Entry]:
     """The preview's list; ids of people only where it has `target_id` and `swapped_id`."""
     path = root / "dataset.json"
     try:
         pairs = _read_json(path)
     except (ValueError, OSError) as error:
         yield Problem(_below(root, path), "damaged list", str(error))
-        return
+        pairs = []
+    named: set[Path] = set()
     for name, about in pairs:
         file = root / name
+        named.add(file)
         entry = _challenge_entry(root, file.parent, file.name, about)
         if isinstance(entry, dict):
             person, other = about.get("target_id"), about.get("swapped_id")
@@ -200,9 +213,12 @@ def _preview(root: Path) -> Iterator[Entry]:
                 "method": Path(name).parts[0] if entry["label"] else ORIGINAL,
             }
         yield entry
+    yield from _unnamed(root, files, named)
 
 
-def _face_forensics(root: Path, compression: Compression | None) -> Iterator[Entry]:
+def _face_forensics(
+    root: Path, files: list[Path], compression: Compression | None
+) -> Iterator[Entry]:
     there = [c for c in COMPRESSIONS if any(root.glob(f"*_sequences/*/{c}/videos"))]
     if compression is None and len(there) > 1:
         raise ValueError(
@@ -213,31 +229,38 @@ def _face_forensics(root: Path, compression: Compression | None) -> Iterator[Ent
         raise ValueError(
             f"{root} holds no videos of compression {compression}. There: {', '.join(there)}."
         )
-    for label, folder in enumerate(("original_sequences", "manipulated_sequences")):
-        pattern = FAKE_NAME if label else REAL_NAME
-        for path in sorted((root / folder).glob(f"*/{compression}/videos/*.mp4")):
-            video, source = _video_id(root, path), path.parts[-4]
-            match = pattern.fullmatch(path.stem)
-            if not match:
-                detail = f"expected a name like {'000_003' if label else '000'}, got {path.stem}"
-                yield Problem(video, "unknown name", detail)
-                continue
-            found = match.groupdict()
-            is_dfd = found["scene"] is not None
-            people = "actor" if is_dfd else "youtube"  # both count from 1: 003 is not actor 03
-            mask = path.parents[2] / "masks" / "videos" / path.name
-            yield {
-                "video": video,
-                "name": video,
-                "path": _below(root, path),
-                "mask": _below(root, mask) if label and mask.is_file() else None,
-                "family": found["actor"] + (f"__{found['scene']}" if is_dfd else ""),
-                "actor": f"{people}-{found['actor']}",
-                "other_actor": f"{people}-{found['other']}" if label else None,
-                "part": "actors" if is_dfd else "youtube",
-                "label": label,
-                "method": source if label else ORIGINAL,
-            }
+    for path in filter(_is_video, files):
+        folders = path.relative_to(root).parts[:-1]  # original_sequences, youtube, c23, videos
+        is_placed = len(folders) == 4 and folders[0] in SEQUENCES and folders[3] == "videos"
+        if is_placed and folders[2] == compression:
+            yield _face_forensics_entry(root, path, folders[1], folders[0] == SEQUENCES[1])
+        elif not (is_placed and folders[2] in COMPRESSIONS) and "masks" not in folders[2:3]:
+            detail = f"expected in {' or '.join(SEQUENCES)}, */{compression}/videos"
+            yield Problem(_video_id(root, path), "no label", detail)
+
+
+def _face_forensics_entry(root: Path, path: Path, source: str, is_fake: bool) -> Entry:
+    video = _video_id(root, path)
+    match = (FAKE_NAME if is_fake else REAL_NAME).fullmatch(path.stem)
+    if not match:
+        detail = f"expected a name like {'000_003' if is_fake else '000'}, got {path.stem}"
+        return Problem(video, "unknown name", detail)
+    found = match.groupdict()
+    is_dfd = found["scene"] is not None
+    people = "actor" if is_dfd else "youtube"  # both count from 1: 003 is not actor 03
+    mask = path.parents[2] / "masks" / "videos" / path.name
+    return {
+        "video": video,
+        "name": video,
+        "path": _below(root, path),
+        "mask": _below(root, mask) if is_fake and mask.is_file() else None,
+        "family": found["actor"] + (f"__{found['scene']}" if is_dfd else ""),
+        "actor": f"{people}-{found['actor']}",
+        "other_actor": f"{people}-{found['other']}" if is_fake else None,
+        "part": "actors" if is_dfd else "youtube",
+        "label": int(is_fake),
+        "method": source if is_fake else ORIGINAL,
+    }
 
 
 def _read_json(path: Path) -> list[tuple[str, Any]]:
@@ -259,6 +282,15 @@ def _read_labels(path: Path) -> list[tuple[str, dict[str, str]]]:
         raise ValueError("expected the columns filename and label and one row or more")
     # A test set tells no originals: the family of its fakes is unknown.
     return [(row["filename"], {"label": row["label"]}) for row in rows]
+
+
+def _is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def _unreadable(root: Path, error: OSError) -> Problem:
+    folder = _below(root, Path(str(error.filename)))
+    return Problem(folder, "unreadable folder", str(error.strerror))
 
 
 def _video_id(root: Path, path: Path) -> str:

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from rayssl.data.file_tree import files_below
 from rayssl.data.splits import ImageSplits, split_validation
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
@@ -21,7 +22,8 @@ def load_folder(root: Path, size: int) -> ImageSplits:
 
     The centre square of each is resized (bicubic). `root/train` and `root/test` (or `root/val`) are
     taken as they are; otherwise a tenth of `root`'s images, stratified, are the test images.
-    Subfolders are classes, in the order of their names; without subfolders all are of one class.
+    Subfolders, also linked ones, are classes, in the order of their names; without subfolders all
+    are of one class.
 
     Raises:
       FileNotFoundError: if there is no folder or no image in it.
@@ -56,7 +58,7 @@ def load_folder(root: Path, size: int) -> ImageSplits:
 
 def _files(root: Path) -> tuple[list[Path], Tensor, list[str]]:
     """Every image below a folder, its class, and the classes' names."""
-    found = [p for p in sorted(root.rglob("*")) if p.suffix.lower() in SUFFIXES and p.is_file()]
+    found = [path for path in files_below(root) if path.suffix.lower() in SUFFIXES]
     if not found:
         raise FileNotFoundError(
             f"Expected images ({', '.join(sorted(SUFFIXES))}) below {root}, found none."
