@@ -148,6 +148,22 @@ TWICE = '{"b.mp4": {"label": "REAL"}, "b.mp4": {"label": "FAKE"}}'
         ({"p/metadata.json": b"\xff".decode("latin1")}, {"p/metadata.json": "damaged list"}),
         ({"p/labels.csv": "name\nb.mp4\n"}, {"p/labels.csv": "damaged list"}),
         ({**part("p", {}), "p/b.mp4": ""}, {"p/b": "no label"}),
+        (part("p", {"b.mp4": FAKE | {"original": 5}}), {"p/b": "damaged list"}),
+        (part("p", {"b.mp4": FAKE | {"original": ["a.mp4"]}}), {"p/b": "damaged list"}),
+        (part("p", {"b.mp4": FAKE | {"original": {"a": 1}}}), {"p/b": "damaged list"}),
+        (part("p", {"b.mp4": FAKE | {"actor": [1]}}), {"p/b": "damaged list"}),
+        ({"p/metadata.json": {"/b.mp4": FAKE}}, {"p/metadata.json": "damaged list"}),
+        ({"p/metadata.json": {"": FAKE}}, {"p/metadata.json": "damaged list"}),
+        ({"p/metadata.json": {"b\0.mp4": FAKE}}, {"p/metadata.json": "damaged list"}),
+        ({"p/metadata.json": {"b\ud800.mp4": FAKE}}, {"p/metadata.json": "damaged list"}),
+        ({"p/metadata.json": {"x" * 300: FAKE}}, {"p/" + "x" * 300: "missing file"}),
+        ({"p/metadata.json": "[" * 100_000}, {"p/metadata.json": "damaged list"}),
+        (
+            {"p/metadata.json": {"../q/b.mp4": REAL}, "q/b.mp4": ""},
+            {"p/metadata.json": "damaged list", "q/b": "no label"},
+        ),
+        ({"p/labels.csv": "x,label,filename\n1,0\n"}, {"p/labels.csv": "damaged list"}),
+        (part("p", {"b.mp4": REAL, "b.avi": FAKE}), {"p/b": "duplicate name"}),
         ({"p/b.mp4": "", "p/deep/C.AVI": ""}, {"p/b": "no label", "p/deep/C": "no label"}),
         ({"masks/a_part/a.mp4": "", "masks/b.mp4": ""}, {"masks/b": "no label"}),
         (part("p", {"a.mp4": REAL}), {"p/a": "duplicate name"}),
@@ -160,6 +176,38 @@ def test_what_is_not_in_order_is_listed_and_the_rest_is_found(
     found = find_videos(make_tree(tmp_path, part("a_part", {"a.mp4": REAL}) | files))
     assert problems(found) == expected
     assert "a_part/a" in set(found.videos["video"])
+
+
+def test_lists_that_begin_with_a_byte_order_mark_are_read(tmp_path: Path) -> None:
+    files = {"p/metadata.json": "\ufeff" + json.dumps({"a.mp4": REAL}), "p/a.mp4": ""}
+    files |= {"q/labels.csv": "\ufefffilename,label\nb.mp4,1\n", "q/b.mp4": ""}
+    found = find_videos(make_tree(tmp_path, files))
+    assert list(found.videos["video"]) == ["p/a", "q/b"]
+    assert found.problems == []
+
+
+def test_odd_entry_of_the_preview_is_listed_and_the_rest_is_found(tmp_path: Path) -> None:
+    about = {
+        "original_videos/1/a.mp4": {"label": "real", "set": None, "target_id": 1},
+        "method_A/1/b.mp4": {"label": "fake", "swapped_id": [2]},
+        "/method_A/1/c.mp4": {"label": "fake"},
+    }
+    files = {"dataset.json": about, "original_videos/1/a.mp4": "", "method_A/1/b.mp4": ""}
+    found = find_videos(make_tree(tmp_path, files))
+    assert "part" not in row(found, "original_videos/1/a")
+    assert problems(found) == {"method_A/1/b": "damaged list", "dataset.json": "damaged list"}
+    assert found.problems[0].detail == "expected text as swapped_id, got [2]"
+
+
+def test_file_whose_name_is_no_utf8_is_listed_in_signs_that_a_table_can_hold(
+    tmp_path: Path,
+) -> None:
+    make_tree(tmp_path, part("p", {"a.mp4": REAL}))
+    try:
+        Path(os.fsdecode(bytes(tmp_path) + b"/p/\xff.mp4")).touch()
+    except OSError:
+        pytest.skip("this disk takes no such names")
+    assert problems(find_videos(tmp_path)) == {"p/\\udcff": "no label"}
 
 
 def test_part_on_another_disk_is_found_through_its_link(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ as is every video that no list names.
 import csv
 import json
 import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -63,7 +64,7 @@ class FoundVideos(NamedTuple):
 def find_videos(root: Path, compression: Compression | None = None) -> FoundVideos:
     """Returns the labelled videos below a folder, and what is wrong with the others.
 
-    Every file with one of VIDEO_SUFFIXES is in one of the two, masks excepted.
+    Every file with one of VIDEO_SUFFIXES is in one of the two, but masks and other compressions.
 
     Args:
       root: of one of the layouts above.
@@ -82,15 +83,20 @@ def find_videos(root: Path, compression: Compression | None = None) -> FoundVide
         if isinstance(entry, Problem):
             problems.append(entry)
             continue
-        video, name = entry["video"], entry.pop("name")
-        if not (root / entry["path"]).is_file():
-            problems.append(Problem(video, "missing file", f"{entry['path']} is not there"))
-        elif name in first_named:
-            detail = f"{first_named[name]} has the same name and is kept"
+        video, name, path = entry["video"], entry.pop("name"), entry["path"]
+        # a.mp4 and a.avi have other names, and would share their crops.
+        first = first_named.get(name) or rows.get(video, {}).get("path")
+        if not _is_file(root / path):
+            problems.append(Problem(video, "missing file", f"{path} is not there"))
+        elif not _is_text(path):
+            problems.append(Problem(video, "unusable name", "expected UTF-8 without control signs"))
+        elif first is not None:
+            detail = f"{first} has the same name and is kept"
             problems.append(Problem(video, "duplicate name", detail))
         else:
-            first_named[name] = video
+            first_named[name] = path
             rows[video] = {column: entry.get(column) for column in COLUMNS}
+    problems = [Problem(*map(_as_utf8, problem)) for problem in problems]
     if not rows:
         why = f", e.g. {problems[0].video}: {problems[0].detail}" if problems else ""
         raise ValueError(
@@ -127,6 +133,7 @@ def draw_videos(
 
 
 Entry = dict[str, Any] | Problem
+Describe = Callable[[Path, Path, str, Mapping[str, Any]], Entry]  # root, file, name, description
 
 
 def _entries(root: Path, files: list[Path], compression: Compression | None) -> Iterator[Entry]:
@@ -142,19 +149,32 @@ def _challenge(root: Path, files: list[Path]) -> Iterator[Entry]:
     tables = {p.parent for p in files if p.name == "labels.csv"}
     named: set[Path] = set()
     for path in files:
-        if path.name not in ("metadata.json", "labels.csv"):
-            continue
-        if path.name == "metadata.json" and path.parent in tables:
-            continue
-        try:
-            pairs = _read_labels(path) if path.name == "labels.csv" else _read_json(path)
-        except (ValueError, OSError, csv.Error) as error:
-            yield Problem(_below(root, path), "damaged list", str(error))
-            continue
-        for name, about in pairs:
-            named.add(path.parent / name)
-            yield _challenge_entry(root, path.parent, name, about)
+        is_spare = path.name == "metadata.json" and path.parent in tables
+        if path.name in ("metadata.json", "labels.csv") and not is_spare:
+            yield from _listed(root, path, named, _challenge_entry)
     yield from _unnamed(root, files, named)
+
+
+def _listed(root: Path, path: Path, named: set[Path], describe: Describe) -> Iterator[Entry]:
+    """The videos of one list, which are added to `named`; what is odd is a problem of its own."""
+    try:
+        pairs = _read_labels(path) if path.suffix == ".csv" else _read_json(path)
+    except (ValueError, OSError, csv.Error, RecursionError) as error:
+        yield Problem(_below(root, path), "damaged list", str(error))
+        return
+    for name, about in pairs:
+        if not _is_plain_name(name):
+            detail = f"expected the name of a video below the list's folder, got {name!r:.200}"
+            yield Problem(_below(root, path), "damaged list", detail)
+            continue
+        file = path.parent / name
+        named.add(file)
+        try:
+            if not isinstance(about, Mapping):
+                raise ValueError(f"expected label and split, got {about!r:.200}")
+            yield describe(root, file, name, about)
+        except ValueError as error:
+            yield Problem(_video_id(root, file), "damaged list", str(error))
 
 
 def _unnamed(root: Path, files: list[Path], named: set[Path]) -> Iterator[Problem]:
@@ -165,55 +185,45 @@ def _unnamed(root: Path, files: list[Path], named: set[Path]) -> Iterator[Proble
             yield Problem(_video_id(root, path), "no label", f"no list names {_below(root, path)}")
 
 
-def _challenge_entry(root: Path, folder: Path, name: str, about: Any) -> Entry:
-    path = folder / name
-    video = _video_id(root, path)
-    if not isinstance(about, Mapping):
-        return Problem(video, "damaged list", f"expected label and split, got {about!r}")
+def _challenge_entry(root: Path, file: Path, name: str, about: Mapping[str, Any]) -> Entry:
+    video = _video_id(root, file)
     label = LABELS.get(str(about.get("label")).upper())
     if label is None:
-        detail = f"expected REAL or FAKE, got {about.get('label')!r}"
+        detail = f"expected REAL or FAKE, got {about.get('label')!r:.200}"
         return Problem(video, "unknown label", detail)
-    original = about.get("original") if label else name
-    mask = Path("masks") / path.relative_to(root)
+    original = _text(about, "original", str) if label else name
+    mask = Path("masks") / file.relative_to(root)
     return {
         "video": video,
         "name": name,
-        "path": _below(root, path),
-        "mask": mask.as_posix() if label and (root / mask).is_file() else None,
-        "family": Path(original).stem if original else None,
-        "actor": about.get("actor"),
-        "other_actor": about.get("other_actor") if label else None,
-        "part": folder.name,
+        "path": _below(root, file),
+        "mask": mask.as_posix() if label and _is_file(root / mask) else None,
+        "family": (Path(original).stem or None) if original else None,
+        "actor": _text(about, "actor", str, int),
+        "other_actor": _text(about, "other_actor", str, int) if label else None,
+        "part": file.parent.name,
         "label": label,
         "method": "fake" if label else ORIGINAL,
     }
 
 
 def _preview(root: Path, files: list[Path]) -> Iterator[Entry]:
-    """The preview's list; ids of people only where it has `target_id` and `swapped_id`."""
-    path = root / "dataset.json"
-    try:
-        pairs = _read_json(path)
-    except (ValueError, OSError) as error:
-        yield Problem(_below(root, path), "damaged list", str(error))
-        pairs = []
     named: set[Path] = set()
-    for name, about in pairs:
-        file = root / name
-        named.add(file)
-        entry = _challenge_entry(root, file.parent, file.name, about)
-        if isinstance(entry, dict):
-            person, other = about.get("target_id"), about.get("swapped_id")
-            entry |= {
-                "name": name,
-                "actor": None if person is None else str(person),
-                "other_actor": None if other is None or not entry["label"] else str(other),
-                "part": str(about.get("set", "")) or None,
-                "method": Path(name).parts[0] if entry["label"] else ORIGINAL,
-            }
-        yield entry
+    yield from _listed(root, root / "dataset.json", named, _preview_entry)
     yield from _unnamed(root, files, named)
+
+
+def _preview_entry(root: Path, file: Path, name: str, about: Mapping[str, Any]) -> Entry:
+    """Ids of people only where the list has `target_id` and `swapped_id`."""
+    entry = _challenge_entry(root, file, name, about)
+    if isinstance(entry, dict):
+        entry |= {
+            "actor": _text(about, "target_id", str, int),
+            "other_actor": _text(about, "swapped_id", str, int) if entry["label"] else None,
+            "part": _text(about, "set", str),
+            "method": Path(name).parts[0] if entry["label"] else ORIGINAL,
+        }
+    return entry
 
 
 def _face_forensics(
@@ -265,7 +275,7 @@ def _face_forensics_entry(root: Path, path: Path, source: str, is_fake: bool) ->
 
 def _read_json(path: Path) -> list[tuple[str, Any]]:
     """Name and description of each video; also of names that the file has twice."""
-    pairs = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_Pairs)
+    pairs = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_Pairs)
     if not isinstance(pairs, _Pairs):
         raise ValueError(f"expected an object of videos, got {type(pairs).__name__}")
     return [(n, dict(about) if isinstance(about, _Pairs) else about) for n, about in pairs]
@@ -275,13 +285,47 @@ class _Pairs(list[tuple[str, Any]]):
     """A JSON object with all that it says, also where it says it twice."""
 
 
-def _read_labels(path: Path) -> list[tuple[str, dict[str, str]]]:
-    with path.open(newline="", encoding="utf-8") as file:
+def _read_labels(path: Path) -> list[tuple[Any, Any]]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     if not rows or not {"filename", "label"} <= set(rows[0]):
         raise ValueError("expected the columns filename and label and one row or more")
     # A test set tells no originals: the family of its fakes is unknown.
     return [(row["filename"], {"label": row["label"]}) for row in rows]
+
+
+def _text(about: Mapping[str, Any], key: str, *kinds: type) -> str | None:
+    """A value as text, None where there is none; ValueError for a value of another kind."""
+    value = about.get(key)
+    if value is None or value == "":
+        return None
+    if not isinstance(value, kinds) or isinstance(value, bool) or not _is_text(str(value)):
+        raise ValueError(f"expected text as {key}, got {value!r:.200}")
+    return str(value)
+
+
+def _is_plain_name(name: Any) -> bool:
+    """Whether a list's name for a video stays below the list's folder."""
+    if not isinstance(name, str) or not _is_text(name):
+        return False
+    path = PurePosixPath(name)
+    return bool(path.name) and not path.is_absolute() and ".." not in path.parts
+
+
+def _is_text(text: str) -> bool:
+    """Whether a table can hold it: no control signs (Cc), no halves of signs (Cs)."""
+    return not any(unicodedata.category(sign) in ("Cc", "Cs") for sign in text)
+
+
+def _as_utf8(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name longer than the disk's
+        return False
 
 
 def _is_video(path: Path) -> bool:
