@@ -43,7 +43,13 @@ from rayssl.data.face_preparation import (
     plan_preparation,
     start_preparation,
 )
-from rayssl.data.face_splits import SPLIT_KINDS, SplitKind, leakage_report, split_faces
+from rayssl.data.face_splits import (
+    SPLIT_KINDS,
+    SplitError,
+    SplitKind,
+    leakage_report,
+    split_faces,
+)
 from rayssl.data.face_videos import Compression
 from rayssl.data.faces import FaceSet, load_face_set
 from rayssl.data.stand_in import StandIn, write_stand_in
@@ -73,6 +79,10 @@ from rayssl.trainables import newest_checkpoint
 
 DRAWN_FACE = 0.25  # least side of a drawn face, by the frame's side: most are 0.4
 UNFINISHED = 75  # exit code: run the same command to go on
+HARD_SPLITS: dict[ProtocolName, tuple[SplitKind, ...]] = {  # the first that the faces allow
+    "strict": ("family", "actor", "part", "video"),  # DFDC's preview names no families
+    "paper-code": ("first-actor", "video"),
+}
 MAY_DIFFER = {"address", "backbone", "faces", "features_dir", "num_cpus", "num_gpus", "results_dir",
               "resume", "seeds", "weights"}  # fmt: skip  # of a resumed experiment
 
@@ -150,8 +160,8 @@ class Probe:
     """Weight files, BACKBONE=PATH; default: RAYSSL_WEIGHTS, TORCH_HOME, the network."""
     split: tuple[SplitKind, ...] = ()
     """random (leaks), video (the paper's hard split), family, actor, first-actor (the authors'
-    code), part. Default: random, and family for strict; random, and first-actor or else video for
-    paper-code."""
+    code), part. Default: random and a hard one, the first that the faces allow: family, actor,
+    part, video for strict; first-actor, video for paper-code."""
     classifier: tuple[Classifier, ...] = ("logistic",)
     """Under strict: logistic, sgd (the field's linear evaluation), knn. paper-code has its own."""
     c: tuple[float, ...] = ()
@@ -280,11 +290,12 @@ def trials_of(run: Probe, faces: FaceSet) -> list[ProbeSettings]:
         if not getattr(run, name):
             raise ValueError(f"--{name} needs at least one value, got none.")
     files = weight_files(run)
+    kinds = {p: run.split or ("random", hard_split(p, run, faces)[0]) for p in run.protocol}
     found: dict[str, ProbeSettings] = {}
     for seed in range(run.seeds):
         for protocol in run.protocol:
             for backbone in run.backbone:
-                for split in run.split or default_splits(protocol, faces):
+                for split in kinds[protocol]:
                     for classifier in run.classifier if protocol == "strict" else ("adam",):
                         for layer in layers_of(run, backbone):
                             for c in run.c if classifier == "logistic" and run.c else (None,):
@@ -319,11 +330,38 @@ def layers_of(run: Probe, backbone: str) -> tuple[str | None, ...]:
     return tuple(layer for layer in run.layer if layer in known[backbone]) or (None,)
 
 
-def default_splits(protocol: str, faces: FaceSet) -> tuple[SplitKind, ...]:
-    """The random split and the hard one of a protocol that these faces allow."""
-    if protocol == "strict":
-        return ("random", "family")
-    return ("random", "video" if faces.videos["actor"].isna().any() else "first-actor")
+def hard_split(protocol: ProtocolName, run: Probe, faces: FaceSet) -> tuple[SplitKind, str]:
+    """Returns the first of HARD_SPLITS that these faces allow, and why not those before it ("").
+
+    Seed 0 decides, so that --seeds does not change it.
+
+    Raises:
+      ValueError: if they allow none, or for a value that no trial can have.
+    """
+    reasons = []
+    for kind in HARD_SPLITS[protocol]:
+        settings = ProbeSettings(
+            protocol=protocol, split=kind, test_share=run.test_share,
+            classifier="adam" if protocol == "paper-code" else "logistic",
+            validation_share=run.validation_share,
+        )  # fmt: skip
+        settings.check()
+        try:
+            split_of(settings, faces)
+        except SplitError as error:
+            reasons.append(f"not {kind}: {error.why}")
+        else:
+            return kind, "; ".join(reasons)
+    raise ValueError(
+        f"These faces allow no hard split ({'; '.join(reasons)}). Prepare more videos, or choose "
+        "--split random (leaks)."
+    )
+
+
+def split_notes(run: Probe, faces: FaceSet) -> list[str]:
+    """Returns a line for each protocol whose hard split is not its first choice."""
+    found = {p: hard_split(p, run, faces) for p in run.protocol} if not run.split else {}
+    return [f"Hard split of {p}: {kind} ({why})." for p, (kind, why) in found.items() if why]
 
 
 def weight_files(run: Probe) -> dict[str, str]:
@@ -369,6 +407,7 @@ def probe(run: Probe) -> str:
                 "face sets do not mix: start another experiment with --name."
             )
         wanted, missing = without_missing(trials_of(run, faces))
+        notes = split_notes(run, faces)
         place = Place(
             str(run.faces.resolve()),
             str((run.features_dir or run.faces / "features").resolve()),
@@ -386,9 +425,9 @@ def probe(run: Probe) -> str:
     if left:
         about = {"faces": {"fingerprint": faces.fingerprint, "dataset": dataset_of(faces)}}
         settings = dataclasses.replace(run, resume=None)
-        record_start(folder, provenance(settings) | about | {"missing": missing})
+        record_start(folder, provenance(settings) | about | {"missing": missing, "notes": notes})
         print(f"{dataset_of(faces)}: {len(left)} of {len(wanted)} trials to run -> {folder}",
-              flush=True)  # fmt: skip
+              *notes, sep="\n", flush=True)  # fmt: skip
         stop_on_signals("stopping; finished trials and features are kept")
         try:
             with tqdm(desc="features", unit=" crops", mininterval=1) as bar:
@@ -403,7 +442,7 @@ def probe(run: Probe) -> str:
         except (ValueError, OSError, RuntimeError) as error:
             failed.append(" ".join(str(error).split()))
         ray.shutdown()
-    return finish(folder, wanted, missing, dataset_of(faces), failed)
+    return finish(folder, wanted, missing, notes, dataset_of(faces), failed)
 
 
 def show(bar: Any, done: int, total: int) -> None:
@@ -499,11 +538,11 @@ def check_resources(run: Probe) -> None:
 
 
 def finish(
-    folder: Path, trials: Sequence[ProbeSettings], missing: dict[str, str], dataset: str,
-    failed: list[str],
+    folder: Path, trials: Sequence[ProbeSettings], missing: dict[str, str], notes: Sequence[str],
+    dataset: str, failed: list[str],
 ) -> str:  # fmt: skip
     """Writes and prints tables and figure of what has finished; exits with 1 or 75 if some miss."""
-    text = write_report(folder, folder, missing, dataset)
+    text = write_report(folder, folder, missing, notes, dataset)
     for line in failed:
         print(f"error: {line}", file=sys.stderr)
     left = len(pending(folder, trials))
@@ -513,7 +552,9 @@ def finish(
     return text
 
 
-def write_report(folder: Path, out: Path, missing: dict[str, str], dataset: str) -> str:
+def write_report(
+    folder: Path, out: Path, missing: dict[str, str], notes: Sequence[str], dataset: str
+) -> str:
     """Writes report.md and table3.png of an experiment's finished trials, and prints the tables.
 
     Raises:
@@ -526,6 +567,7 @@ def write_report(folder: Path, out: Path, missing: dict[str, str], dataset: str)
         for name, row in rows.items() if name in names
     ]  # fmt: skip
     text = deepfake_report(done, dataset=dataset, missing=missing)
+    text = "\n\n".join([text, *notes])
     figure = plot_deepfake(done, out / "table3.png", dataset=dataset)
     (out / "report.md").write_text(f"{text}\n\n![Table III]({figure.name})\n")
     print(f"\n{text}\n\n{out / 'report.md'}\n{figure}")
@@ -538,8 +580,9 @@ def report(settings: Report) -> str:
         saved = read_settings(settings.run)
         check_writable(settings.out)
         return write_report(
-            settings.run, settings.out, saved.get("missing", {}), saved["faces"]["dataset"]
-        )
+            settings.run, settings.out, saved.get("missing", {}), saved.get("notes", []),
+            saved["faces"]["dataset"],
+        )  # fmt: skip
     except (ValueError, OSError) as error:
         refuse(error)
 

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from experiments import attribution, deepfake
+from rayssl.data.face_videos import find_videos
 from rayssl.data.faces import FaceSet
 from rayssl.deepfake import TABLE_III, ProbeSettings
 from rayssl.jobs import find_job
@@ -178,6 +180,67 @@ def test_paper_code_splits_by_the_first_actor_where_there_are_actors(faces: Face
     ]
     nobody = dataclasses.replace(faces, videos=faces.videos.assign(actor=None))
     assert names(nobody, **words)[1] == "paper-code-resnet50-random-avgpool-video-adam-s0"
+
+
+def preview(root: Path, **left_out: None) -> FaceSet:
+    """DFDC's preview as it is published, without originals: 12 people, each real and put in."""
+    about: dict[str, Any] = {}
+    for person in range(12):
+        part = {"set": "test" if person > 8 else "train"}
+        about[f"original_videos/{person}/a.mp4"] = (
+            part | {"label": "real", "target_id": person, "swapped_id": None} | left_out
+        )
+        about[f"method_A/{person}/b.mp4"] = (
+            part | {"label": "fake", "target_id": person, "swapped_id": person ^ 1} | left_out
+        )
+    for name in about:
+        (root / name).parent.mkdir(parents=True)
+        (root / name).touch()
+    (root / "dataset.json").write_text(json.dumps(about))
+    videos = find_videos(root).videos
+    frames = pd.DataFrame({"video": np.repeat(videos["video"].to_numpy(), 2)})
+    return FaceSet(root, videos, frames, {"size": 8}, "0")
+
+
+@pytest.mark.parametrize(
+    ("left_out", "split", "reason"),
+    [
+        ({}, "actor", "(not family: the data give no family of 12 of 24 videos)."),
+        ({"target_id": None}, "video", "; not actor: the data give no actor of 24 of 24 videos; "),
+    ],
+)
+def test_strict_takes_the_next_hard_split_where_the_data_name_no_originals_and_says_so(
+    left_out: dict[str, None], split: str, reason: str, tmp_path: Path
+) -> None:
+    faces = preview(tmp_path, **left_out)
+    found = names(faces, backbone=("resnet50-random",), seeds=2)
+    assert f"strict-resnet50-random-avgpool-{split}-logistic-s1" in found
+    assert len(found) == 4
+    (note,) = deepfake.split_notes(deepfake.Probe(tmp_path), faces)
+    assert note.startswith(f"Hard split of strict: {split} (not family: ")
+    assert reason in note
+
+
+def test_faces_that_allow_a_familys_split_have_no_note(faces: FaceSet) -> None:
+    assert deepfake.split_notes(deepfake.Probe(faces.folder), faces) == []
+
+
+def test_faces_that_allow_no_hard_split_are_refused_with_every_reason(faces: FaceSet) -> None:
+    videos = faces.videos.head(2)
+    frames = faces.frames[faces.frames["video"].isin(videos["video"])]
+    two = dataclasses.replace(faces, videos=videos, frames=frames.reset_index(drop=True))
+    text = r"allow no hard split \(not family: .*; not actor: .*; not part: .*; not video: .*\)\."
+    with pytest.raises(ValueError, match=text):
+        names(two)
+
+
+def test_report_says_which_hard_split_was_taken(tmp_path: Path) -> None:
+    write_settings(tmp_path, "0")
+    saved = json.loads((tmp_path / "settings.json").read_text())
+    note = "Hard split of strict: actor (not family: the data give none)."
+    (tmp_path / "settings.json").write_text(json.dumps(saved | {"notes": [note]}))
+    assert note in deepfake.main(["report", str(tmp_path), "--out", str(tmp_path / "report")])
+    assert note in (tmp_path / "report" / "report.md").read_text()
 
 
 def test_layers_classifiers_c_and_seeds_are_crossed(faces: FaceSet) -> None:

@@ -83,8 +83,9 @@ def split_faces(
       test_share: in (0, 1).
       validation_share: of what is not test, in [0, 1); 0: no validation.
     Raises:
-      ValueError: for an unknown kind or share, or where the data cannot be split so: a video
-        without actor, one part only, a side that would have one label only.
+      ValueError: for an unknown kind or share.
+      SplitError: where the data cannot be split so: a video without actor, one part only, a side
+        that would have one label only.
       LeakageError: if what the kind keeps apart is on both sides (a fault of this module).
     """
     if kind not in SPLIT_KINDS:
@@ -102,6 +103,21 @@ def split_faces(
     split = FaceSplit(train, validation, test, kind, leakage(faces, train, validation, test))
     check_disjoint(faces, split)
     return split
+
+
+class SplitError(ValueError):
+    """Faces that cannot be split by a kind; `kind` and `why` are its arguments."""
+
+    def __init__(self, kind: SplitKind, why: str) -> None:
+        super().__init__(kind, why)
+        self.kind, self.why = kind, why
+
+    def __str__(self) -> str:
+        others = ", ".join(k for k in SPLIT_KINDS if k not in (self.kind, "random"))
+        return (
+            f"A {self.kind} split cannot be made: {self.why}. Choose another kind: {others}, or "
+            "random (leaks)."
+        )
 
 
 class LeakageError(RuntimeError):
@@ -175,12 +191,12 @@ def _split(
     table = faces.videos.set_index("video").loc[videos["video"]].reset_index()
     groups = _groups(table, kind)
     if len(set(groups)) < 2:
-        raise ValueError(_cannot(kind, f"all videos are of one: {groups[0]}"))
+        raise SplitError(kind, f"all videos are of one: {groups[0]}")
     draws = GroupShuffleSplit(CANDIDATES, test_size=share, random_state=seed)
     try:
         drawn = list(draws.split(table, groups=groups))
     except ValueError as error:
-        raise ValueError(_cannot(kind, str(error).rstrip("."))) from error
+        raise SplitError(kind, str(error).rstrip(".")) from error
     best, best_miss = None, np.inf
     for train, test in drawn:
         if kind == "actor":
@@ -189,7 +205,7 @@ def _split(
         if miss < best_miss:
             best, best_miss = (train, test), miss
     if best is None:
-        raise ValueError(_cannot(kind, f"training or {side} would lack real or fake videos"))
+        raise SplitError(kind, f"training or {side} would lack real or fake videos")
     of_video = pd.Index(table["video"]).get_indexer(faces.column("video")[rows])
     train, test = (rows[np.isin(of_video, i)] for i in best)
     return train, test
@@ -218,9 +234,7 @@ def _groups(videos: pd.DataFrame, kind: SplitKind) -> np.ndarray:
     column = COLUMNS[kind]
     missing = int(videos[column].isna().sum())
     if missing:
-        raise ValueError(
-            _cannot(kind, f"the data give no {column} of {missing} of {len(videos)} videos")
-        )
+        raise SplitError(kind, f"the data give no {column} of {missing} of {len(videos)} videos")
     return _people(videos) if kind == "actor" else videos[column].to_numpy(str)
 
 
@@ -268,10 +282,3 @@ def _values(faces: FaceSet, column: str, rows: np.ndarray) -> set[str]:
 
 def _known(faces: FaceSet, column: str) -> bool:
     return not faces.videos["actor" if column == "person" else column].isna().any()
-
-
-def _cannot(kind: SplitKind, why: str) -> str:
-    others = ", ".join(k for k in SPLIT_KINDS if k not in (kind, "random"))
-    return (
-        f"A {kind} split cannot be made: {why}. Choose another kind: {others}, or random (leaks)."
-    )
