@@ -64,6 +64,13 @@ def test_stand_in_is_called_by_no_data_sets_name(stand_in: Path) -> None:
     assert b"drawn" in texts
 
 
+def test_stand_in_of_an_earlier_drawing_is_refused(tmp_path: Path) -> None:
+    earlier = {"actors": 2, "takes": 2, "frames": 3, "seed": 0}  # as before drawings had a number
+    (tmp_path / "stand-in.json").write_text(f"{json.dumps(earlier)}\ndone\n")
+    with pytest.raises(FileExistsError, match="delete it and the faces made of it"):
+        next(write_stand_in(tmp_path, StandIn(**earlier)))
+
+
 def test_finished_stand_in_is_left_as_it_is_and_other_settings_are_refused(stand_in: Path) -> None:
     assert list(write_stand_in(stand_in, TINY)) == []
     with pytest.raises(FileExistsError, match="holds something else than the drawn faces"):

@@ -297,7 +297,8 @@ def swap_face(clip: Clip, other: Portrait, seed: tuple[int, ...]) -> tuple[np.nd
       other: whose face is put in.
       seed: of the random stream.
     Returns:
-      frames, uint8 `[T, SIDE, SIDE, 3]`; mask, uint8 `[T, SIDE, SIDE]`: 255 times the opacity.
+      frames, uint8 `[T, SIDE, SIDE, 3]`, the clip's own pixels where the mask is 0; mask, uint8
+      `[T, SIDE, SIDE]`: 255 times the opacity.
     """
     rng = np.random.default_rng([SWAP, *seed])
     own = clip.portrait
@@ -314,7 +315,7 @@ def swap_face(clip: Clip, other: Portrait, seed: tuple[int, ...]) -> tuple[np.nd
     shift = rng.normal(0, 0.6, (clip.num_frames, 2))
     gain, offset = _colour_match(_onto(other.rest, other, own), own.rest, mask > 0.5)
     offset += rng.normal(0, 12, 3)  # of no clip are the colours matched quite
-    tone = 1 + rng.normal(0, 0.07, 3)  # the tool writes the whole picture anew
+    tone = 1 + rng.normal(0, 0.07, 3)  # of the tool; in the blend only: the mask says all
     noise = clip.noise * rng.uniform(0.6, 1.0)
     frames, masks = [], []
     for t, frame in enumerate(clip.frames):
@@ -329,7 +330,7 @@ def swap_face(clip: Clip, other: Portrait, seed: tuple[int, ...]) -> tuple[np.nd
         alpha = placed[..., 3:] / 255
         put_in = gaussian_filter(placed[..., :3] * clip.light, (clip.blur, clip.blur, 0))
         put_in += rng.normal(0, noise, put_in.shape[:2]).astype(np.float32)[..., None]
-        frames.append(to_uint8((frame * (1 - alpha) + put_in * alpha) * tone))
+        frames.append(to_uint8(frame * (1 - alpha) + put_in * tone * alpha))
         masks.append(placed[..., 3].astype(np.uint8))
     return np.stack(frames), np.stack(masks)
 

@@ -23,6 +23,7 @@ from rayssl.video import write_mp4
 
 PARTS, FPS = 4, 12
 RECORD = "stand-in.json"
+DRAWING = 2  # raised with every change of a pixel: 1 toned the whole frame of a fake
 README = """Drawn faces: a stand-in for data sets of manipulated videos.
 
 Every frame was drawn by a program from random numbers. Nobody is shown, and no video of any other
@@ -70,13 +71,13 @@ def write_stand_in(root: Path, settings: StandIn) -> Iterator[Path]:
     """
     settings.check()
     record = root / RECORD
-    expected = json.dumps(asdict(settings))
+    expected = json.dumps({**asdict(settings), "drawing": DRAWING})
     if record.exists() or (root.exists() and any(root.iterdir())):
         found = record.read_text(encoding="utf-8") if record.is_file() else ""
         if found.split("\n")[0] != expected:
             raise FileExistsError(
                 f"{root} holds something else than the drawn faces asked for ({expected}). "
-                "Choose another --out, or delete it."
+                "Choose another --out, or delete it and the faces made of it."
             )
         if found.endswith("done\n"):
             return
