@@ -43,6 +43,7 @@ Classifier = Literal["logistic", "sgd", "knn", "adam"]
 TrainingFakes = Literal["data", "self-blended"]
 PROTOCOLS: Final = get_args(ProtocolName)
 IMAGES_A_BATCH = 32  # through a frozen backbone; of no effect on features
+TRAINING_BATCH = 32  # of paper-code; a last crop that would be alone makes it 33
 
 
 @dataclass(frozen=True)
@@ -317,8 +318,8 @@ class PaperCodeProbe:
         self._backbone = settings.make_backbone().to(device)
         self._hashes = tensor_hashes(self._backbone)
         head = HeadSettings(
-            "adam", lr=self.row.lr, epochs=settings.epochs or self.row.epochs, batch_size=32,
-            schedule="constant", relu_logits=self.row.relu_logits,
+            "adam", lr=self.row.lr, epochs=settings.epochs or self.row.epochs,
+            batch_size=TRAINING_BATCH, schedule="constant", relu_logits=self.row.relu_logits,
         )  # fmt: skip
         self._head = HeadTraining(
             self._backbone.out_features, 2, head, seed=settings.seed, device=device
@@ -412,9 +413,11 @@ class PaperCodeProbe:
         rows = self._split.train[order]
         labels = self._faces.labels
         devices = [self._device] if self._device.type == "cuda" else []
+        # Not up to the last row: BatchNorm1d in training mode has no variance of one crop alone.
+        starts = range(TRAINING_BATCH, len(rows) - 1, TRAINING_BATCH)
 
         def batches() -> Any:
-            for part in np.split(rows, range(32, len(rows), 32)):
+            for part in np.split(rows, starts):
                 x = self._images(part, train=True)
                 with torch.no_grad():  # their optimizer knows the head only
                     features = self._backbone(x)

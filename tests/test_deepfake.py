@@ -237,6 +237,20 @@ def test_paper_code_moves_batchnorm_statistics_only_and_names_them(
     assert rows[-1]["frame_accuracy"][0] == accuracies[best]
 
 
+@pytest.mark.parametrize(("crops", "batches"), [(33, [33]), (34, [32, 2]), (65, [32, 33])])
+def test_crop_left_over_alone_joins_the_batch_before_it(
+    crops: int, batches: list[int], faces: FaceSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # BatchNorm over one number a channel, as in alexnet-rotnet's block of features, has no variance.
+    split = split_of(PAPER_CODE, faces)
+    rows = np.resize(split.train, crops)
+    monkeypatch.setattr(deepfake, "split_of", lambda *_: split._replace(train=rows))
+    run = PaperCodeProbe(PAPER_CODE, faces)
+    modes().clear()
+    run.run_epoch()
+    assert [size for training, size in modes() if training] == batches
+
+
 def test_paper_code_over_bigbigan_is_inference_with_a_relu_on_the_logits(
     faces: FaceSet, tmp_path: Path
 ) -> None:
