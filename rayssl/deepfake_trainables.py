@@ -22,7 +22,7 @@ from rayssl.deepfake import (
     make_probe_run,
 )
 from rayssl.features import ROWS_A_PART
-from rayssl.rllib.stopping import StopAtSteps, StopWhenAsked
+from rayssl.rllib.stopping import FAILURE, StopAtSteps, StopWhenAsked, ends_with_own_errors
 from rayssl.trainables import STATE, EpochWriter
 
 SCORES, HEADS = "scores", "heads"  # folders: what each finished trial leaves behind
@@ -101,12 +101,16 @@ class ProbeLog(tune.Callback):
     def __init__(self, folder: Path, num_trials: int) -> None:
         self._writer = EpochWriter(folder, SCALARS)
         self._tb, self._num_trials = folder / "tb", num_trials
+        self.failures: dict[str, str] = {}  # name of a trial -> last line of its own error
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Writes one epoch of one trial."""
         settings = ProbeSettings(**trial.config["trial"]["probe"])
+        if FAILURE in result:
+            self.failures[settings.name] = result[FAILURE].strip().splitlines()[-1]
+            return
         row = {"trial": settings.name, **epoch_row(settings, result)}
         self._writer.write(row, self._tb / settings.name)
         done = sum(t.is_finished() for t in trials) + bool(result.get("done"))
@@ -227,14 +231,17 @@ def run_probes(
 ) -> list[str]:
     """Runs trials through Tune, as many at once as there is room for; returns a line per failure.
 
+    A trial whose process was lost is started again, one with an error of its own is not.
+
     Args:
       configs: of DeepfakeProbe, one per trial.
       folder: of the experiment.
       num_cpus, num_gpus: of a trial; 0.25 GPUs for four trials on one.
     """
     resources = {"CPU": num_cpus, **({"GPU": num_gpus} if num_gpus else {})}
+    log = ProbeLog(folder, len(configs))
     found = tune.Tuner(
-        tune.with_resources(DeepfakeProbe, resources),
+        tune.with_resources(ends_with_own_errors(DeepfakeProbe), resources),
         param_space={"trial": tune.grid_search(list(configs))},
         tune_config=tune.TuneConfig(
             reuse_actors=True,
@@ -246,16 +253,15 @@ def run_probes(
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, num_to_keep=1),
             failure_config=tune.FailureConfig(max_failures=2),
             stop=StopWhenAsked(),
-            callbacks=[ProbeLog(folder, len(configs))],
+            callbacks=[log],
             verbose=0,
         ),
     ).fit()
-    failed = []
+    failures = dict(log.failures)
     for result in found:
         if result.error is not None:
-            last_line = str(result.error).strip().splitlines()[-1]
-            failed.append(f"{_name(result.config)} failed: {last_line}")
-    return failed
+            failures[_name(result.config)] = str(result.error).strip().splitlines()[-1]
+    return [f"{name} failed: {text}" for name, text in failures.items()]
 
 
 def _name(config: dict[str, Any]) -> str:

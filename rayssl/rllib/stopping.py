@@ -92,6 +92,7 @@ def ends_with_own_errors(trainable: Any) -> Any:
         _failed = False
 
         def step(self) -> dict[str, Any]:
+            self._failed = False  # Tune may reuse the process of a failed trial for the next
             try:
                 result: dict[str, Any] = super().step()
             except OWN_ERRORS:
