@@ -541,10 +541,17 @@ def finish(
     folder: Path, trials: Sequence[ProbeSettings], missing: dict[str, str], notes: Sequence[str],
     dataset: str, failed: list[str],
 ) -> str:  # fmt: skip
-    """Writes and prints tables and figure of what has finished; exits with 1 or 75 if some miss."""
-    text = write_report(folder, folder, missing, notes, dataset)
-    for line in failed:
-        print(f"error: {line}", file=sys.stderr)
+    """Writes and prints tables and figure of what has finished; exits with 1 or 75 if some miss.
+
+    Exits with 2 and one line if a trial's scores are damaged.
+    """
+    try:
+        text = write_report(folder, folder, missing, notes, dataset)
+    except (ValueError, OSError) as error:
+        refuse(error)
+    finally:
+        for line in failed:
+            print(f"error: {line}", file=sys.stderr)
     left = len(pending(folder, trials))
     if left:
         print(f"{left} of {len(trials)} trials have not finished; go on with --resume {folder}")

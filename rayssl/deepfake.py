@@ -331,6 +331,7 @@ class PaperCodeProbe:
             torch.manual_seed(settings.seed + 2**32)
             self._dropout_state = torch.get_rng_state()
         self._best: dict[str, Any] = {}
+        self._loss: float | None = None  # of the last epoch
 
     @property
     def done(self) -> bool:
@@ -338,19 +339,24 @@ class PaperCodeProbe:
         return self._head.epoch >= self._head.settings.epochs
 
     def run_epoch(self) -> dict[str, Any]:
-        """Trains the head for one epoch and tests it; keeps the best test epoch."""
-        start = time.perf_counter()
-        loss = self._train()
+        """Trains the head for one epoch and tests it; keeps the best test epoch.
+
+        Trains no further after the last epoch, whose metrics it returns again: a trial whose scores
+        were lost goes on from there.
+        """
+        start, trains = time.perf_counter(), not self.done
+        if trains:
+            self._loss = self._train()
         test = crop_scores(self._faces, self._split.test, self._test())
         found, epoch = accuracy(test), self._head.epoch
-        if not self._best or found > self._best["accuracy"]:
+        if trains and (not self._best or found > self._best["accuracy"]):
             self._best = {
                 "accuracy": found, "epoch": epoch, "scores": torch.from_numpy(test.scores),
                 "linear": copy.deepcopy(self._head.linear.state_dict()),
                 "moved": self._moved(),
             }  # fmt: skip
         metrics: dict[str, Any] = {
-            "epoch": epoch, "loss": loss, "test_accuracy": found,
+            "epoch": epoch, "loss": self._loss, "test_accuracy": found,
             "selected_epoch": self._best["epoch"], "seconds": time.perf_counter() - start,
         }  # fmt: skip
         if self.done:
@@ -375,6 +381,7 @@ class PaperCodeProbe:
             "crops": self._crops.get_state(),
             "dropout": self._dropout_state,
             "best": self._best,
+            "loss": self._loss,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -391,6 +398,7 @@ class PaperCodeProbe:
         self._order.set_state(state["order"].cpu())
         self._crops.set_state(state["crops"].cpu())
         self._dropout_state, self._best = state["dropout"].cpu(), state["best"]
+        self._loss = state.get("loss")  # older states have none
 
     @property
     def test(self) -> CropScores:

@@ -282,6 +282,22 @@ def test_resumed_paper_code_is_the_uninterrupted_one(faces: FaceSet, tmp_path: P
         )
 
 
+def test_probe_restored_after_its_last_epoch_tells_of_it_again_and_trains_no_more(
+    faces: FaceSet, tmp_path: Path
+) -> None:
+    whole = make_probe_run(PAPER_CODE, faces, tmp_path)
+    last = [epoch(whole) for _ in range(3)][-1]
+    restored = make_probe_run(PAPER_CODE, faces, tmp_path)
+    restored.load_state_dict(whole.state_dict())
+    modes().clear()
+    assert epoch(restored) == last
+    assert modes() == [(False, 12)]
+    assert np.array_equal(restored.test.scores, whole.test.scores)
+    assert restored.head is not None
+    assert whole.head is not None
+    assert torch.equal(restored.head["weight"], whole.head["weight"])
+
+
 def test_probes_leave_global_randomness_alone(faces: FaceSet, tmp_path: Path) -> None:
     state = torch.get_rng_state()
     make_probe_run(PAPER_CODE, faces, tmp_path).run_epoch()

@@ -128,6 +128,22 @@ def test_resumed_experiment_keeps_its_settings_and_faces(
     assert "Results of two face sets do not mix" in refused("probe", "--resume", str(tmp_path))
 
 
+def test_damaged_scores_of_a_finished_trial_are_one_line_that_says_what_to_do(
+    refused: Refuse, tmp_path: Path, faces: FaceSet
+) -> None:
+    write_settings(tmp_path, faces.fingerprint, faces=str(faces.folder), split=["family"],
+                   backbone=["resnet50-random"])  # fmt: skip
+    name = "strict-resnet50-random-avgpool-family-logistic-s0"
+    (tmp_path / "epochs.jsonl").write_text(
+        json.dumps({"trial": name, "epoch": 1, "done": True}) + "\n"
+    )
+    (tmp_path / "scores").mkdir()
+    (tmp_path / "scores" / f"{name}.npz").write_bytes(b"PK no archive")
+    err = refused("probe", "--resume", str(tmp_path))
+    assert f"{name}.npz is damaged" in err
+    assert "Delete it and resume the experiment." in err
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"settings": {}, "faces": 7}'])
 def test_damaged_settings_are_refused(text: str, refused: Refuse, tmp_path: Path) -> None:
     (tmp_path / "settings.json").write_text(text)
