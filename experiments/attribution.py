@@ -41,7 +41,14 @@ from rayssl.attribution import (
 from rayssl.cli import check_writable, provenance, refuse, remove_empty
 from rayssl.data import load_dataset
 from rayssl.data.faces import FaceSet, load_face_set
-from rayssl.deepfake import ProbeSettings, as_batch, dataset_of, load_probe, split_of
+from rayssl.deepfake import (
+    ProbeSettings,
+    as_batch,
+    check_faces,
+    dataset_of,
+    load_probe,
+    split_of,
+)
 from rayssl.evaluation import CONSOLE_FPS, EPSILON, MODEL_SETTINGS, Agent, load_agent
 from rayssl.explaining import (
     Explained,
@@ -115,6 +122,10 @@ class Subject:
 def explain_deepfake_probe(checkpoint: dict[str, Any], settings: Settings) -> Explained:
     """Fakes of a probe's test part; the score is the logit of fake minus that of real."""
     faces = load_face_set(faces_folder(settings))
+    check_faces(  # else the split is another, and its test part holds crops of the training
+        checkpoint.get("faces"), faces, "that the probe was fitted on",
+        "Pass their folder with --faces.",
+    )  # fmt: skip
     backbone, head = load_probe(checkpoint)
     probe = ProbeSettings(**checkpoint["settings"])
     rows = choose_fakes(faces, split_of(probe, faces).test, settings)

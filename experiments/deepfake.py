@@ -412,6 +412,7 @@ def probe(run: Probe) -> str:
             str(run.faces.resolve()),
             str((run.features_dir or run.faces / "features").resolve()),
             str(folder.resolve()),
+            faces.fingerprint,
         )
         made = [*check_writable(folder), *check_writable(Path(place.features))]
         left = pending(folder, wanted)

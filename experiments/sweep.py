@@ -433,7 +433,18 @@ def prepare(run: SweepRun, saved: dict[str, Any] | None) -> Sweep:
     first = len({t.group for t in planned.trials})
     drawn = len({t.group for t in folder.trials if t.group >= first})
     further = ((run.samples or SAMPLES) - drawn) * run.seeds if run.search == "optuna" else 0
+    if saved and (waiting or further):
+        check_resumed(folder)
     return Sweep(run, axes, planned, folder, waiting, first, further)
+
+
+def check_resumed(folder: SweepFolder) -> None:
+    """Raises ValueError, with the trial's name, if what is left would not fit what is there."""
+    for trial in folder.trials:
+        try:
+            folder.job.check_resumed(trial.settings, folder.of(trial.name))
+        except (ValueError, OSError) as error:
+            raise ValueError(f"Trial {trial.name} cannot go on: {error}") from error
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:

@@ -274,7 +274,7 @@ class StrictProbe:
         test = crop_scores(self._faces, self._split.test, np.exp(log_p[:, 1]))
         head = None
         if isinstance(found.probe, LinearProbe):
-            head = _head(self.settings, backbone, found.probe, moved={})
+            head = _head(self.settings, self._faces, backbone, found.probe, moved={})
         self._result = test, head
         return (
             {"epoch": 1, "selected_epoch": 1, "chosen": found.chosen, "tried": found.tried}
@@ -374,6 +374,7 @@ class PaperCodeProbe:
         """Returns the head, the statistics that moved, the best epoch and all random states."""
         return {
             "settings": dataclasses.asdict(self.settings),
+            "faces": self._faces.fingerprint,
             "epoch": self._head.epoch,
             "head": self._head.state_dict(),
             "moved": self._moved(),
@@ -388,11 +389,12 @@ class PaperCodeProbe:
         """Restores what `state_dict` returned.
 
         Raises:
-          ValueError: if the state is of a probe with other settings.
+          ValueError: if the state is of a probe with other settings or faces.
         """
         own = dataclasses.asdict(self.settings)
         if state["settings"] != own:
             raise ValueError(f"Expected the state of a probe {own}, got {state['settings']}.")
+        check_faces(state.get("faces"), self._faces, "that the state is of")
         self._head.load_state_dict(state["head"])
         self._backbone.load_state_dict(state["moved"], strict=False)
         self._order.set_state(state["order"].cpu())
@@ -413,7 +415,7 @@ class PaperCodeProbe:
         )
         zero = np.zeros(weight.shape[1])
         probe = LinearProbe(weight, bias, zero, zero + 1, self.row.relu_logits)
-        return _head(self.settings, self._backbone, probe, self._best["moved"])
+        return _head(self.settings, self._faces, self._backbone, probe, self._best["moved"])
 
     def _train(self) -> float:
         self._backbone.train(self.row.training_mode)
@@ -457,6 +459,21 @@ class PaperCodeProbe:
         """Parameters and buffers that are no longer what they were, by name."""
         state = self._backbone.state_dict()
         return {n: state[n].clone() for n in changed_tensors(self._hashes, self._backbone)}
+
+
+def check_faces(expected: str | None, faces: FaceSet, whose: str, advice: str = "") -> None:
+    """Raises ValueError if a face set is not the one that something was made of.
+
+    Args:
+      expected: the fingerprint of then; None: nobody knows, it is older than this check.
+      whose: which faces are expected, in words.
+      advice: what to do; default: to start anew.
+    """
+    if expected not in (None, faces.fingerprint):
+        raise ValueError(
+            f"Expected the faces {expected} {whose}, got {faces.fingerprint} in {faces.folder}. "
+            + (advice or "Results of two face sets do not mix: start another experiment.")
+        )
 
 
 def split_of(settings: ProbeSettings, faces: FaceSet) -> FaceSplit:
@@ -630,12 +647,17 @@ def load_probe(head: Mapping[str, Any]) -> tuple[ImageBackbone, nn.Module]:
 
 
 def _head(
-    settings: ProbeSettings, backbone: ImageBackbone, probe: LinearProbe, moved: dict[str, Tensor]
+    settings: ProbeSettings,
+    faces: FaceSet,
+    backbone: ImageBackbone,
+    probe: LinearProbe,
+    moved: dict[str, Tensor],
 ) -> dict[str, Any]:
     arrays = {k: torch.from_numpy(getattr(probe, k)) for k in ("weight", "bias", "mean", "scale")}
     return {
         "kind": "deepfake-probe",
         "settings": dataclasses.asdict(settings),
+        "faces": faces.fingerprint,
         "weights_id": backbone.weights_id,
         "relu_logits": probe.relu_logits,
         "moved": {name: tensor.cpu() for name, tensor in moved.items()},

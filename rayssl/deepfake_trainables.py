@@ -18,6 +18,7 @@ from rayssl.data.faces import FaceSet, load_face_set
 from rayssl.deepfake import (
     CropScores,
     ProbeSettings,
+    check_faces,
     feature_sources,
     make_probe_run,
 )
@@ -36,11 +37,13 @@ class Place:
     Attributes:
       faces: folder of a face set; features: of the caches.
       folder: of the experiment, where finished trials leave scores and heads; None: nowhere.
+      fingerprint: of the face set that trials were planned for; None: unknown, any will do.
     """
 
     faces: str
     features: str
     folder: str | None = None
+    fingerprint: str | None = None
 
 
 class DeepfakeProbe(tune.Trainable):
@@ -56,9 +59,9 @@ class DeepfakeProbe(tune.Trainable):
         config = config.get("trial", config)
         torch.set_num_threads(max(1, int(config["num_cpus"])))
         self.settings, self.place = ProbeSettings(**config["probe"]), Place(**config["place"])
-        self.probe_run = make_probe_run(
-            self.settings, _face_set(self.place.faces), Path(self.place.features), _device()
-        )
+        faces = _face_set(self.place.faces)
+        check_faces(self.place.fingerprint, faces, "that the trial was planned for")
+        self.probe_run = make_probe_run(self.settings, faces, Path(self.place.features), _device())
         if config.get("restore_from"):
             self.load_checkpoint(config["restore_from"])
 

@@ -241,7 +241,7 @@ def test_paper_code_moves_batchnorm_statistics_only_and_names_them(
 def test_crop_left_over_alone_joins_the_batch_before_it(
     crops: int, batches: list[int], faces: FaceSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # BatchNorm over one number a channel, as in alexnet-rotnet's block of features, has no variance.
+    # BatchNorm over one number a channel, as in alexnet-rotnet's fc_block, has no variance.
     split = split_of(PAPER_CODE, faces)
     rows = np.resize(split.train, crops)
     monkeypatch.setattr(deepfake, "split_of", lambda *_: split._replace(train=rows))
@@ -298,6 +298,22 @@ def test_probe_restored_after_its_last_epoch_tells_of_it_again_and_trains_no_mor
     assert torch.equal(restored.head["weight"], whole.head["weight"])
 
 
+def test_state_of_other_faces_is_refused_and_one_of_before_has_none_to_compare(
+    faces: FaceSet, tmp_path: Path
+) -> None:
+    cut = make_probe_run(PAPER_CODE, faces, tmp_path)
+    first, state = epoch(cut), cut.state_dict()
+    other = dataclasses.replace(faces, fingerprint="0123456789abcdef")
+    with pytest.raises(
+        ValueError, match=f"{faces.fingerprint} that the state is of, got 0123456789"
+    ):
+        make_probe_run(PAPER_CODE, other, tmp_path).load_state_dict(state)
+    assert state.pop("faces") == faces.fingerprint
+    resumed = make_probe_run(PAPER_CODE, faces, tmp_path)
+    resumed.load_state_dict(state)
+    assert epoch(resumed)["epoch"] == first["epoch"] + 1
+
+
 def test_probes_leave_global_randomness_alone(faces: FaceSet, tmp_path: Path) -> None:
     state = torch.get_rng_state()
     make_probe_run(PAPER_CODE, faces, tmp_path).run_epoch()
@@ -330,6 +346,15 @@ def test_head_over_other_weights_is_refused(faces: FaceSet, tmp_path: Path) -> N
     head = finished(STRICT, faces, tmp_path).head
     with pytest.raises(ValueError, match="Pass the weights that the probe was fitted over"):
         load_probe(head | {"weights_id": "random-7"})
+
+
+@pytest.mark.parametrize("settings", [STRICT, PAPER_CODE], ids=lambda s: s.protocol)
+def test_head_names_its_faces_and_one_of_before_that_names_none_is_loaded(
+    settings: ProbeSettings, faces: FaceSet, tmp_path: Path
+) -> None:
+    head = finished(settings, faces, tmp_path).head
+    assert head.pop("faces") == faces.fingerprint
+    assert load_probe(head)[0].name == "tiny"
 
 
 def test_nearest_neighbours_leave_no_head(faces: FaceSet, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from rayssl import deepfake_trainables
 from rayssl.data.faces import FaceSet
 from rayssl.deepfake import PaperCodeProbe, ProbeSettings
-from rayssl.deepfake_trainables import run_probes
+from rayssl.deepfake_trainables import DeepfakeProbe, run_probes
 from rayssl.report import read_epochs
 from rayssl.rllib.stopping import FAILURE, ends_with_own_errors
 from tests.toy_faces import add_tiny_backbone, write_toy_faces
@@ -52,6 +52,18 @@ class OneProcessTuner:
                 result = trainable.train()
                 self.log.on_trial_result(0, [], trial, result)
         return [SimpleNamespace(error=None) for _ in self.configs]
+
+
+def test_trial_planned_for_other_faces_is_refused_and_one_of_before_is_not(
+    faces: FaceSet, tmp_path: Path
+) -> None:
+    config = config_of(PAPER_CODE, faces, tmp_path)
+    DeepfakeProbe(config)  # as trials were planned before faces were named
+    config["place"]["fingerprint"] = faces.fingerprint
+    DeepfakeProbe(config)
+    config["place"]["fingerprint"] = "another"
+    with pytest.raises(ValueError, match="Expected the faces another that the trial was planned"):
+        DeepfakeProbe(config)
 
 
 def test_trial_that_fails_by_itself_is_run_once_and_told_in_one_line(

@@ -14,10 +14,12 @@ import pandas as pd
 import pytest
 import torch
 
-from experiments import attribution, deepfake
+from experiments import attribution, deepfake, sweep
+from rayssl.cli import provenance
 from rayssl.data.face_videos import find_videos
 from rayssl.data.faces import FaceSet
 from rayssl.deepfake import TABLE_III, ProbeSettings
+from rayssl.jobs import deepfake as deepfake_job
 from rayssl.jobs import find_job
 from rayssl.report import read_epochs
 from tests.toy_faces import write_toy_faces
@@ -172,6 +174,15 @@ def test_checkpoint_that_cannot_be_explained_is_refused(
     assert text in refused(*words, main=attribution.main)
 
 
+def test_head_of_other_faces_is_refused(refused: Refuse, tmp_path: Path, faces: FaceSet) -> None:
+    torch.save({"kind": "deepfake-probe", "faces": "another"}, tmp_path / "probe.pt")
+    err = refused("probe.pt", "--faces", str(faces.folder), main=attribution.main)
+    assert (
+        f"Expected the faces another that the probe was fitted on, got {faces.fingerprint}" in err
+    )
+    assert "Pass their folder with --faces." in err
+
+
 # Which trials there are
 
 
@@ -293,6 +304,45 @@ def test_job_of_a_sweep_checks_and_judges_by_validation(faces: FaceSet) -> None:
     assert job.reported(rows, paper) == 0.9
     with pytest.raises(ValueError, match="layer of resnet50-random"):
         job.check(dataclasses.replace(settings, layer="conv1"))
+
+
+def test_trial_of_a_sweep_names_its_faces_and_others_are_refused(faces: FaceSet) -> None:
+    job = find_job("deepfake")
+    settings = job.plain(job.from_json({"faces": str(faces.folder)}))
+    assert settings.faces_fingerprint == settings.place().fingerprint == faces.fingerprint
+    job.check(settings)
+    with pytest.raises(ValueError, match=f"Expected the faces another .* got {faces.fingerprint}"):
+        job.check(dataclasses.replace(settings, faces_fingerprint="another"))
+    nowhere = job.from_json({"faces": str(faces.folder / "nowhere")})
+    assert job.plain(nowhere) == nowhere  # check tells what is wrong
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_sweep_is_not_resumed_over_faces_that_were_prepared_anew(
+    named: bool, tmp_path: Path
+) -> None:
+    folder = tmp_path / "faces"
+    write_toy_faces(folder, families=6, frames=2)
+    run = sweep.SweepRun(job="deepfake", set=(f"faces={folder}",), results_dir=tmp_path)
+    planned = sweep.prepare(run, None)
+    planned.folder.write_sweep(provenance(run), planned.axes)
+    path = planned.folder.path / "sweep.json"
+    if not named:  # a sweep of before
+        saved = json.loads(path.read_text())
+        for trial in saved["trials"]:
+            del trial["settings"]["faces_fingerprint"]
+        path.write_text(json.dumps(saved))
+    words = ["--resume", str(planned.folder.path)]
+    assert len(sweep.prepare(*sweep.parse(words)).waiting) == 1
+    write_toy_faces(folder, families=7, frames=2)
+    deepfake_job._load.cache_clear()  # as a new process
+    if named:
+        with pytest.raises(
+            ValueError, match="s0 cannot go on: Expected the faces .* start another"
+        ):
+            sweep.prepare(*sweep.parse(words))
+    else:
+        assert len(sweep.prepare(*sweep.parse(words)).waiting) == 1
 
 
 # The whole way

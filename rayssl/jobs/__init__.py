@@ -58,6 +58,15 @@ class Job:
         """Raises ValueError for settings that no training can have; starts nothing."""
         raise NotImplementedError
 
+    def check_resumed(self, settings: Any, folder: Path) -> None:
+        """Raises ValueError or OSError if a trial of an earlier start does not fit any more.
+
+        What the settings name by path may have changed since.
+
+        Args:
+          folder: of the trial, with its log.
+        """
+
     def trainable(self, trials: Sequence[Any]) -> Any:
         """Returns the Tune trainable of these trials: a class whose Tune config is `tune_config`.
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from ray import tune
 
 from rayssl.data.faces import FaceSet, load_face_set
-from rayssl.deepfake import OTHER, TABLE_III, ProbeSettings, split_of
+from rayssl.deepfake import OTHER, TABLE_III, ProbeSettings, check_faces, split_of
 from rayssl.deepfake_trainables import SCALARS, DeepfakeProbe, Place, epoch_row, epoch_text
 from rayssl.jobs import Job, Row, Write
 from rayssl.report import read_epochs
@@ -27,10 +27,12 @@ class DeepfakeTrial(ProbeSettings):
     Attributes:
       faces: folder of a face set, as `deepfake.py prepare` or `demo` wrote it.
       features_dir: folder of cached features; None: `features` in the face set's folder.
+      faces_fingerprint: of the face set when the trial was planned; None: in trials of before.
     """
 
     faces: Path = Path("results/local/drawn-faces/faces")
     features_dir: Path | None = None
+    faces_fingerprint: str | None = None
 
     def __post_init__(self) -> None:
         """Makes paths absolute: Tune gives each trial a working directory of its own."""
@@ -46,7 +48,10 @@ class DeepfakeTrial(ProbeSettings):
 
     def place(self) -> Place:
         """Returns where the trial reads."""
-        return Place(str(self.faces), str(self.features_dir or self.faces / "features"))
+        return Place(
+            str(self.faces), str(self.features_dir or self.faces / "features"),
+            fingerprint=self.faces_fingerprint,
+        )  # fmt: skip
 
 
 @lru_cache(maxsize=4)
@@ -84,11 +89,32 @@ class DeepfakeJob(Job):
         "so the test set chooses"
     )
 
+    not_swept: ClassVar = frozenset({"seed", "faces_fingerprint"})
+
     def check(self, settings: DeepfakeTrial) -> None:
         """Raises ValueError or OSError for settings, faces or weights that do not fit."""
         settings.probe().check()
+        self._check_faces(settings)
         split_of(settings.probe(), _load(settings.faces))
         settings.probe().make_backbone()
+
+    def check_resumed(self, settings: DeepfakeTrial, folder: Path) -> None:
+        """Raises ValueError or OSError if the faces are not those of the trial's start."""
+        self._check_faces(settings)
+
+    def _check_faces(self, settings: DeepfakeTrial) -> None:
+        check_faces(
+            settings.faces_fingerprint, _load(settings.faces), "that the sweep was started with",
+            "Results of two face sets do not mix: start another sweep with --name.",
+        )  # fmt: skip
+
+    def plain(self, settings: DeepfakeTrial) -> DeepfakeTrial:
+        """Returns the settings with the fingerprint of the faces as they are now."""
+        try:
+            fingerprint = _load(settings.faces).fingerprint
+        except (ValueError, OSError):
+            return settings  # check says what is wrong
+        return dataclasses.replace(settings, faces_fingerprint=fingerprint)
 
     def trainable(self, trials: Sequence[DeepfakeTrial]) -> Any:
         """Returns the trainable; faces and features are read from their folders."""
