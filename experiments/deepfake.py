@@ -59,6 +59,7 @@ from rayssl.deepfake import (
     ProbeSettings,
     ProtocolName,
     TrainingFakes,
+    check_weights,
     dataset_of,
     split_of,
 )
@@ -376,17 +377,19 @@ def weight_files(run: Probe) -> dict[str, str]:
 
 
 def without_missing(
-    trials: Sequence[ProbeSettings],
+    trials: Sequence[ProbeSettings], rows: Sequence[dict[str, Any]]
 ) -> tuple[list[ProbeSettings], dict[str, str]]:
     """Returns the trials whose weights are there, and backbone -> why it cannot be run.
 
+    Args:
+      rows: of the experiment's log so far.
     Raises:
-      ValueError: if a weight file is there and is not what it should be.
+      ValueError: if a weight file is there and is not what it should be, or not that of the rows.
     """
     missing: dict[str, str] = {}
     for settings in {s.backbone: s for s in trials}.values():
         try:
-            settings.make_backbone()
+            check_weights(rows, settings.backbone, settings.make_backbone().weights_id)
         except MissingWeights as error:
             missing[settings.backbone] = " ".join(str(error).split())
     return [s for s in trials if s.backbone not in missing], missing
@@ -406,7 +409,7 @@ def probe(run: Probe) -> str:
                 f"{folder} was started with other faces than {run.faces} holds now. Results of two "
                 "face sets do not mix: start another experiment with --name."
             )
-        wanted, missing = without_missing(trials_of(run, faces))
+        wanted, missing = without_missing(trials_of(run, faces), read_epochs(folder))
         notes = split_notes(run, faces)
         place = Place(
             str(run.faces.resolve()),

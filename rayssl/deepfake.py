@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, Protocol, get_args
@@ -43,6 +43,7 @@ Classifier = Literal["logistic", "sgd", "knn", "adam"]
 TrainingFakes = Literal["data", "self-blended"]
 PROTOCOLS: Final = get_args(ProtocolName)
 IMAGES_A_BATCH = 32  # through a frozen backbone; of no effect on features
+RANDOM = "random-"  # begins the id of weights that no file holds; the seed follows
 TRAINING_BATCH = 32  # of paper-code; a last crop that would be alone makes it 33
 
 
@@ -278,6 +279,7 @@ class StrictProbe:
         self._result = test, head
         return (
             {"epoch": 1, "selected_epoch": 1, "chosen": found.chosen, "tried": found.tried}
+            | {"weights_id": backbone.weights_id}
             | {"validation_log_loss": found.validation_log_loss, "test_accuracy": accuracy(test)}
             | {"seconds": time.perf_counter() - start}
             | {"changed_parameters": [], "changed_statistics": []}  # else `frozen` had raised
@@ -358,6 +360,7 @@ class PaperCodeProbe:
         metrics: dict[str, Any] = {
             "epoch": epoch, "loss": self._loss, "test_accuracy": found,
             "selected_epoch": self._best["epoch"], "seconds": time.perf_counter() - start,
+            "weights_id": self._backbone.weights_id,
         }  # fmt: skip
         if self.done:
             parameters = dict(self._backbone.named_parameters())
@@ -375,6 +378,7 @@ class PaperCodeProbe:
         return {
             "settings": dataclasses.asdict(self.settings),
             "faces": self._faces.fingerprint,
+            "weights_id": self._backbone.weights_id,
             "epoch": self._head.epoch,
             "head": self._head.state_dict(),
             "moved": self._moved(),
@@ -389,11 +393,20 @@ class PaperCodeProbe:
         """Restores what `state_dict` returned.
 
         Raises:
-          ValueError: if the state is of a probe with other settings or faces.
+          ValueError: if the state is of a probe with other settings, weights or faces.
         """
-        own = dataclasses.asdict(self.settings)
-        if state["settings"] != own:
-            raise ValueError(f"Expected the state of a probe {own}, got {state['settings']}.")
+        own, theirs = dataclasses.asdict(self.settings), dict(state["settings"])
+        weights_id = state.get("weights_id")
+        if weights_id is not None:  # else an older state, which knows the file by its path only
+            own["weights"] = theirs["weights"] = None  # the file may have moved
+        if theirs != own:
+            raise ValueError(f"Expected the state of a probe {own}, got {theirs}.")
+        if weights_id not in (None, self._backbone.weights_id):
+            path = f" of {self.settings.weights}" if self.settings.weights else ""
+            raise ValueError(
+                f"Expected {self.settings.backbone} over weights {weights_id}, got "
+                f"{self._backbone.weights_id}{path}. Pass the weights that the probe was begun with."
+            )
         check_faces(state.get("faces"), self._faces, "that the state is of")
         self._head.load_state_dict(state["head"])
         self._backbone.load_state_dict(state["moved"], strict=False)
@@ -473,6 +486,28 @@ def check_faces(expected: str | None, faces: FaceSet, whose: str, advice: str = 
         raise ValueError(
             f"Expected the faces {expected} {whose}, got {faces.fingerprint} in {faces.folder}. "
             + (advice or "Results of two face sets do not mix: start another experiment.")
+        )
+
+
+def check_weights(rows: Iterable[Mapping[str, Any]], backbone: str, weights_id: str) -> None:
+    """Raises ValueError if a backbone's weights are not those of the rows of a log.
+
+    Rows from before they named their weights tell nothing; a random network has as many weights as
+    there are seeds.
+
+    Args:
+      rows: of any backbones.
+      backbone, weights_id: as the backbone is found now.
+    """
+    for row in rows:
+        found = row.get("weights_id")
+        if row.get("backbone") != backbone or found in (None, weights_id):
+            continue
+        if found.startswith(RANDOM) and weights_id.startswith(RANDOM):
+            continue
+        raise ValueError(
+            f"Expected {backbone} over weights {found}, as in the rows of {row['trial']}, got "
+            f"{weights_id}. Pass the weights of then, or start another experiment with --name."
         )
 
 

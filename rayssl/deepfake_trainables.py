@@ -124,7 +124,8 @@ class ProbeLog(tune.Callback):
 def epoch_row(settings: ProbeSettings, result: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a line of a log: a probe's settings, and its metrics without Tune's."""
     prefixes = ("epoch", "selected_epoch", "loss", "seconds", "test_", "frame_", "video_", "chosen",
-                "tried", "validation_", "changed_", "sizes", "leakage", "done")  # fmt: skip
+                "tried", "validation_", "changed_", "sizes", "leakage", "weights_id",
+                "done")  # fmt: skip
     metrics = {k: v for k, v in result.items() if k.startswith(prefixes)}
     return {**dataclasses.asdict(settings), "layer": settings.taken_layer, **metrics}
 

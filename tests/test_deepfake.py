@@ -26,6 +26,7 @@ from rayssl.deepfake import (
     make_probe_run,
     split_of,
 )
+from rayssl.deepfake_trainables import epoch_row
 from rayssl.features import changed_tensors, tensor_hashes
 from tests.toy_faces import add_tiny_backbone, write_toy_faces
 
@@ -312,6 +313,58 @@ def test_state_of_other_faces_is_refused_and_one_of_before_has_none_to_compare(
     resumed = make_probe_run(PAPER_CODE, faces, tmp_path)
     resumed.load_state_dict(state)
     assert epoch(resumed)["epoch"] == first["epoch"] + 1
+
+
+@pytest.mark.parametrize("settings", [STRICT, PAPER_CODE], ids=lambda s: s.protocol)
+def test_every_row_names_the_weights(
+    settings: ProbeSettings, faces: FaceSet, tmp_path: Path
+) -> None:
+    found = make_probe_run(settings, faces, tmp_path).run_epoch()
+    assert epoch_row(settings, found)["weights_id"] == "random-0"
+
+
+def with_file(
+    settings: ProbeSettings, path: str, weights_id: str, monkeypatch: pytest.MonkeyPatch
+) -> ProbeSettings:
+    """The settings with a weight file, whose backbone is drawn and says it was read from there."""
+    made = ProbeSettings.make_backbone
+
+    def make(self: ProbeSettings) -> Any:
+        backbone = made(dataclasses.replace(self, weights=None))
+        backbone.weights_id = weights_id
+        return backbone
+
+    monkeypatch.setattr(ProbeSettings, "make_backbone", make)
+    return dataclasses.replace(settings, weights=path)
+
+
+def test_state_goes_on_over_a_moved_weight_file_and_not_over_another(
+    faces: FaceSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = with_file(PAPER_CODE, "/here/a.pth", "id-a", monkeypatch)
+    whole = make_probe_run(here, faces, tmp_path)
+    first, state = epoch(whole), whole.state_dict()
+    second = epoch(whole)
+    moved = make_probe_run(dataclasses.replace(here, weights="/there/a.pth"), faces, tmp_path)
+    moved.load_state_dict(state)
+    assert epoch(moved) == second != first
+    other = with_file(PAPER_CODE, "/here/a.pth", "id-b", monkeypatch)
+    with pytest.raises(ValueError, match="over weights id-a, got id-b of /here/a.pth"):
+        make_probe_run(other, faces, tmp_path).load_state_dict(state)
+
+
+def test_state_of_before_that_names_no_weights_is_compared_by_their_path(
+    faces: FaceSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = with_file(PAPER_CODE, "/here/a.pth", "id-a", monkeypatch)
+    cut = make_probe_run(here, faces, tmp_path)
+    cut.run_epoch()
+    state = cut.state_dict()
+    del state["weights_id"]
+    make_probe_run(here, faces, tmp_path).load_state_dict(state)
+    moved = dataclasses.replace(here, weights="/there/a.pth")
+    with pytest.raises(ValueError, match="Expected the state of a probe"):
+        make_probe_run(moved, faces, tmp_path).load_state_dict(state)
 
 
 def test_probes_leave_global_randomness_alone(faces: FaceSet, tmp_path: Path) -> None:

@@ -146,6 +146,27 @@ def test_damaged_scores_of_a_finished_trial_are_one_line_that_says_what_to_do(
     assert "Delete it and resume the experiment." in err
 
 
+@pytest.mark.parametrize(
+    ("logged", "refusal"), [("random-0", False), (None, False), ("id-of-a-file", True)]
+)
+def test_resumed_experiment_goes_on_over_the_weights_of_its_rows_only(
+    logged: str | None, refusal: bool, tmp_path: Path, faces: FaceSet,
+    monkeypatch: pytest.MonkeyPatch, refused: Refuse,
+) -> None:  # fmt: skip
+    row = {"trial": "a", "epoch": 1, "backbone": "resnet50-random", "done": True}
+    row |= {} if logged is None else {"weights_id": logged}  # rows of before have none
+    (tmp_path / "epochs.jsonl").write_text(json.dumps(row) + "\n")
+    write_settings(tmp_path, faces.fingerprint, faces=str(faces.folder), split=["family"],
+                   backbone=["resnet50-random"])  # fmt: skip
+    if refusal:
+        err = refused("probe", "--resume", str(tmp_path))
+        assert "Expected resnet50-random over weights id-of-a-file, as in the rows of a, got" in err
+        assert "Pass the weights of then" in err
+        return
+    with pytest.raises(AssertionError, match="before Ray starts"):  # nothing was refused
+        deepfake.main(["probe", "--resume", str(tmp_path)])
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"settings": {}, "faces": 7}'])
 def test_damaged_settings_are_refused(text: str, refused: Refuse, tmp_path: Path) -> None:
     (tmp_path / "settings.json").write_text(text)
@@ -343,6 +364,21 @@ def test_sweep_is_not_resumed_over_faces_that_were_prepared_anew(
             sweep.prepare(*sweep.parse(words))
     else:
         assert len(sweep.prepare(*sweep.parse(words)).waiting) == 1
+
+
+def test_sweep_is_not_resumed_over_other_weights(faces: FaceSet, tmp_path: Path) -> None:
+    job = find_job("deepfake")
+    settings = job.plain(job.from_json({"faces": str(faces.folder)}))
+    job.check_resumed(settings, tmp_path)  # it has no row yet
+    row = {"trial": "s0", "epoch": 1, "backbone": "resnet50-random"}
+    for same in ({}, {"weights_id": "random-0"}):  # rows of before name no weights
+        (tmp_path / "epochs.jsonl").write_text(json.dumps(row | same) + "\n")
+        job.check_resumed(settings, tmp_path)
+    (tmp_path / "epochs.jsonl").write_text(json.dumps(row | {"weights_id": "another"}) + "\n")
+    with pytest.raises(
+        ValueError, match="over weights another, as in the rows of s0, got random-0"
+    ):
+        job.check_resumed(settings, tmp_path)
 
 
 # The whole way

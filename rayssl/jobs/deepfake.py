@@ -10,7 +10,14 @@ from typing import Any, ClassVar
 from ray import tune
 
 from rayssl.data.faces import FaceSet, load_face_set
-from rayssl.deepfake import OTHER, TABLE_III, ProbeSettings, check_faces, split_of
+from rayssl.deepfake import (
+    OTHER,
+    TABLE_III,
+    ProbeSettings,
+    check_faces,
+    check_weights,
+    split_of,
+)
 from rayssl.deepfake_trainables import SCALARS, DeepfakeProbe, Place, epoch_row, epoch_text
 from rayssl.jobs import Job, Row, Write
 from rayssl.report import read_epochs
@@ -59,6 +66,12 @@ def _load(folder: Path) -> FaceSet:
     return load_face_set(folder)
 
 
+@lru_cache(maxsize=16)
+def _weights_id(backbone: str, weights: str | None) -> str:
+    """The weights that a backbone has now; read once for all trials of a sweep."""
+    return ProbeSettings(backbone=backbone, weights=weights).make_backbone().weights_id
+
+
 class TrialOfProbe(DeepfakeProbe):
     """DeepfakeProbe with the job's Tune config: settings of a DeepfakeTrial and the sweep's."""
 
@@ -99,8 +112,11 @@ class DeepfakeJob(Job):
         settings.probe().make_backbone()
 
     def check_resumed(self, settings: DeepfakeTrial, folder: Path) -> None:
-        """Raises ValueError or OSError if the faces are not those of the trial's start."""
+        """Raises ValueError or OSError if faces or weights are not those of the trial's start."""
         self._check_faces(settings)
+        rows = [row for row in self.rows(folder) if "weights_id" in row]
+        if rows:
+            check_weights(rows, settings.backbone, _weights_id(settings.backbone, settings.weights))
 
     def _check_faces(self, settings: DeepfakeTrial) -> None:
         check_faces(
