@@ -405,7 +405,7 @@ class PaperCodeProbe:
             path = f" of {self.settings.weights}" if self.settings.weights else ""
             raise ValueError(
                 f"Expected {self.settings.backbone} over weights {weights_id}, got "
-                f"{self._backbone.weights_id}{path}. Pass the weights that the probe was begun with."
+                f"{self._backbone.weights_id}{path}. Pass the weights that the probe began with."
             )
         check_faces(state.get("faces"), self._faces, "that the state is of")
         self._head.load_state_dict(state["head"])

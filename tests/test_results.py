@@ -294,8 +294,8 @@ def test_claims_are_judged_under_both_protocols_each_by_its_own_measure(tmp_path
             own |= {"preset": "paper-code", "network": "paper-code", "learning_starts": 10_000}
         for seed, (lives, more) in enumerate([(1.0, 2.0), (1.1, 2.2), (1.2, 2.3)]):
             for task, games, best in (("none", 9.0, lives), (sequence, 8.0 - seed / 10, more)):
-                rows = {20_000: games, 30_000: games}
-                write_game(tmp_path / f"{protocol}-{task}{seed}", rows,
+                scores = {20_000: games, 30_000: games}
+                write_game(tmp_path / f"{protocol}-{task}{seed}", scores,
                            lives={20_000: best, 30_000: 99}, aux_task=task, seed=seed,
                            **own)  # fmt: skip
     studies = make_studies(read_results([tmp_path]))
@@ -315,7 +315,7 @@ def test_claims_are_judged_under_both_protocols_each_by_its_own_measure(tmp_path
 
 
 def test_preset_of_the_authors_code_is_never_compared_with_another(tmp_path: Path) -> None:
-    own = {"network": "paper-code"}
+    own: dict[str, Any] = {"network": "paper-code"}
     write_game(tmp_path / "a", {1000: 1}, **own)
     write_game(tmp_path / "b", {1000: 1}, aux_task="rotation", preset="paper-code", **own)
     studies = make_studies(read_results([tmp_path]))
