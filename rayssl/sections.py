@@ -165,7 +165,11 @@ def _learning(
         notes = [f"Compared at {study.size}{small}. {_measure_note(study)}"]
         longest = max(run.reached for arm in study.arms for run in arm.runs.values())
         if longest > 1.1 * study.budget:
-            until = "the shortest finished run"
+            runs = [run for arm in study.arms for run in arm.runs.values()]
+            finished = any(run.finished for run in runs)
+            until = (
+                "the shortest finished run" if finished else "the shortest run (none has finished)"
+            )
             if study.column == EVALUATED:
                 until = "the last step at which all were evaluated"
             notes.append(
@@ -484,8 +488,9 @@ def _method() -> Section:
         "Every number is computed from the files that the runs wrote. A run is one training; an "
         "arm is what runs share that differ in their seed only.",
         "Arms are compared within one game or data set and one setting (network, protocol, "
-        "whatever a sweep varied), at equal steps: those of the shortest finished run, or, where "
-        "games were evaluated on the way, the last step at which every run was. Evaluations are of "
+        "whatever a sweep varied), at equal steps: those of the shortest finished run (the "
+        "shortest of all, if none has finished), or, where games were evaluated on the way, the "
+        "last step at which every run was. Evaluations are of "
         "one step if they were asked for at the same one: each is made at its run's first report "
         "from there on. Runs without such a step are compared by their training scores. A run that "
         "did not come that far is not compared, and is listed. Of two runs of one seed in one arm "
