@@ -291,6 +291,7 @@ def table_4(studies: Sequence[Study], evaluations: Sequence[Evaluation]) -> list
                         or ("no score yet" if arms else _lives(files, game) or NOT_RUN),
                         f"{game}, whole games": _logged(arms)
                         or _evaluated(files, game, arms, own)
+                        or _evaluated_apart(arms)
                         or NOT_RUN,
                     }
             rows.append(row)
@@ -342,6 +343,12 @@ def _logged(arms: Sequence[tuple[Study, Arm]]) -> str | None:
         if study.column == EVALUATED and arm.scores
     ]
     return "; ".join(found) or None
+
+
+def _evaluated_apart(arms: Sequence[tuple[Study, Arm]]) -> str | None:
+    """What stands for an arm's evaluations where none is at a step that all runs share."""
+    runs = [run for study, arm in arms if study.was_evaluated_apart for run in arm.runs.values()]
+    return "at no common step" if any(len(run.curve(EVALUATED)) for run in runs) else None
 
 
 def _over_seeds(values: Sequence[float], compared: int) -> str:

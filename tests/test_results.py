@@ -403,6 +403,8 @@ def test_evaluations_at_unequal_steps_are_never_compared(tmp_path: Path) -> None
     assert (study.column, study.budget) == ("score_mean_100", 100_000)
     assert [arm.scores[2] for arm in study.arms] == pytest.approx([10.02, 10.02])
     assert judge(CLAIMS[0], [study])[0].verdict == "undecided"
+    cells = {row["agent"]: row.get("Pong, whole games") for row in table_4([study], [])}
+    assert (cells["DQN"], cells["Sequence"]) == ("at no common step", "not run")
     page = make_page(results, command="", above=-5.0)
     tables = [block for section in page.sections for block in section.blocks]
     (note,) = [t.note for t in tables if isinstance(t, Table) and t.title.endswith(": arms")]
