@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import os
+import secrets
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -112,7 +113,7 @@ class FeatureCache:
           ValueError: if the features are not `[n, D]` or not finite.
           OSError: if they cannot be written.
         """
-        rows = np.arange(part * ROWS_A_PART, min(num_rows, (part + 1) * ROWS_A_PART))
+        rows = _rows_of(part, num_rows)
         found = np.ascontiguousarray(compute(rows), np.float32)
         if found.ndim != 2 or len(found) != len(rows):
             raise ValueError(f"Expected features [{len(rows)}, D], got shape {found.shape}.")
@@ -162,19 +163,31 @@ class FeatureCache:
     ) -> npt.NDArray[np.float32]:
         """Returns the features of all rows; computes what is not there.
 
+        Looks again before each part, and begins at a part of its own: processes that start together
+        share the work.
+
         Args:
           on_part: called with rows done and rows in all, for a progress bar.
         Raises:
           ValueError, OSError: see `extract_part` and `load`.
         """
-        for part in self.missing(num_rows):
+        todo = self.missing(num_rows)
+        first = secrets.randbelow(len(todo)) if todo else 0  # no random state of the caller's
+        for part in todo[first:] + todo[:first]:
+            if part in self._parts():
+                continue
             self.extract_part(part, num_rows, compute)
             if on_part:
-                on_part(min(num_rows, (part + 1) * ROWS_A_PART), num_rows)
+                left = sum(len(_rows_of(each, num_rows)) for each in self.missing(num_rows))
+                on_part(num_rows - left, num_rows)
         return self.load(num_rows)
 
     def _parts(self) -> dict[int, Path]:
         return {int(path.name[:5]): path for path in sorted(self.folder.glob("[0-9]*-*.npy"))}
+
+
+def _rows_of(part: int, num_rows: int) -> npt.NDArray[np.int64]:
+    return np.arange(part * ROWS_A_PART, min(num_rows, (part + 1) * ROWS_A_PART))
 
 
 def _read(path: Path) -> npt.NDArray[np.float32]:

@@ -1,6 +1,7 @@
 """Frozen means frozen, and the cache is paid for once and refused when damaged."""
 
 import json
+import secrets
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,9 @@ class Counter:
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of four rows, begun at the first that is missing."""
     monkeypatch.setattr(features, "ROWS_A_PART", 4)
+    monkeypatch.setattr(secrets, "randbelow", lambda count: 0)
 
 
 def test_frozen_network_drops_nothing_and_keeps_statistics_and_modes() -> None:
@@ -104,7 +107,33 @@ def test_cut_off_extraction_goes_on_where_it_was(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     assert cache.get(10, compute, lambda *done: told.append(done))[4].tolist() == [4, 8]
     assert compute.rows == 10
-    assert told == [(4, 10), (10, 10)]
+    assert told == [(8, 10), (10, 10)]
+
+
+def test_part_that_another_process_wrote_meanwhile_is_not_computed_again(tmp_path: Path) -> None:
+    cache, own, others = FeatureCache(tmp_path, KEY), Counter(), Counter()
+
+    def compute(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        cache.extract_part(2, 10, others)
+        return own(rows)
+
+    assert cache.get(10, compute)[9].tolist() == [9, 18]
+    assert own.rows == 8  # parts 0 and 1, each once
+
+
+def test_each_process_begins_at_a_part_of_its_own_and_goes_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Else trials that start together would compute every part at the same time.
+    monkeypatch.setattr(secrets, "randbelow", lambda count: count - 1)
+    began: list[int] = []
+
+    def compute(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        began.append(int(rows[0]))
+        return Counter()(rows)
+
+    assert FeatureCache(tmp_path, KEY).get(10, compute)[:, 0].tolist() == list(range(10))
+    assert began == [8, 0, 4]
 
 
 def test_damaged_part_is_refused_and_made_again_once_deleted(tmp_path: Path) -> None:
