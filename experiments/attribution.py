@@ -324,12 +324,19 @@ def maps_of(explained: Explained, network: nn.Module, settings: Settings, name: 
 
 
 def score_rows(explained: Explained, maps: dict[str, Floats]) -> list[dict[str, Any]]:
-    """Returns one row for each set of maps: means over videos with 95% bootstrap intervals."""
+    """Returns one row for each set of maps: means over videos with 95% bootstrap intervals.
+
+    Raises:
+      ValueError: for a map of zeros, with the name of its set.
+    """
     assert explained.masks is not None
     usable = explained.masks.any((1, 2)) & ~explained.masks.all((1, 2))
     rows, chance = [], np.zeros(0)
     for name, found in maps.items():
-        scores = score_against_masks(found[usable], explained.masks[usable])
+        try:
+            scores = score_against_masks(found[usable], explained.masks[usable])
+        except ValueError as error:
+            raise ValueError(f"The maps {name!r} cannot be scored: {error}") from error
         chance = scores.chance
         row: dict[str, Any] = {"maps": name, "images": int(usable.sum())}
         for label, values in (
@@ -385,17 +392,26 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         trained = networks(subject, settings)
         explained = on_device(subject.explained, settings.device)
         made = check_writable(settings.out)
-        maps, alike = {}, {}
+        maps, drawn = {}, {}
         for name, network in trained.items():
             fresh = reinitialized(network, seed=settings.seed)
             maps[name] = maps_of(explained, network, settings, name)
-            drawn = maps_of(explained, fresh, settings, f"{name}, {REDRAWN}")
-            maps.setdefault(REDRAWN, drawn)  # of the checkpoint itself
-            alike[name] = likeness(pixel_maps(maps[name]), pixel_maps(drawn))
+            drawn[name] = maps_of(explained, fresh, settings, f"{name}, {REDRAWN}")
+        maps[REDRAWN] = next(iter(drawn.values()))  # of the checkpoint itself, in the last row
+        # Before anything is written: a map of zeros cannot be scored.
+        rows: list[dict[str, Any]] = []
+        if explained.masks is not None:
+            rows = score_rows(
+                explained,
+                {k if k == REDRAWN else f"{settings.kind}, {k}": pixel_maps(v)
+                 for k, v in maps.items()},
+            )  # fmt: skip
+        elif explained.regions:
+            rows = region_rows(explained, maps)
     except (ValueError, OSError) as error:
         remove_empty(made)
         refuse(error)
-    maps[REDRAWN] = maps.pop(REDRAWN)  # the last row
+    alike = {k: likeness(pixel_maps(maps[k]), pixel_maps(v)) for k, v in drawn.items()}
     results: dict[str, Any] = provenance(settings) | {
         "what": explained.what,
         "likeness": {name: float(np.mean(values)) for name, values in alike.items()},
@@ -404,12 +420,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     }
     for path in draw(explained, maps, alike, settings):
         print(path)
-    rows: list[dict[str, Any]] = []
-    if explained.masks is not None:
-        rows = score_rows(explained, {f"{settings.kind}, {k}" if k != REDRAWN else k: pixel_maps(v)
-                                      for k, v in maps.items()})  # fmt: skip
-    elif explained.regions:
-        rows = region_rows(explained, maps)
     if rows:
         results["rows"] = rows
         told = f"{explained.what}\n\n{table(rows)}"

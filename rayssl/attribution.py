@@ -142,7 +142,11 @@ def score_against_masks(maps: npt.NDArray[np.float64], masks: npt.NDArray[np.boo
         )
     total = flat.sum(1)
     if not (np.isfinite(total) & (total > 0)).all():
-        raise ValueError("Expected maps with a finite sum above 0. Does the score use its input?")
+        bad = int((~(np.isfinite(total) & (total > 0))).sum())
+        raise ValueError(
+            f"Expected maps with a finite sum above 0, got {bad} of {len(total)} without. Does the "
+            "score use its input, or is a ReLU on it dead?"
+        )
     pointing = np.take_along_axis(inside, flat.argmax(1)[:, None], 1)[:, 0]
     return MaskScores((flat * inside).sum(1) / total, pointing.astype(np.float64), chance)
 

@@ -18,11 +18,11 @@ from experiments import attribution, deepfake, sweep
 from rayssl.cli import provenance
 from rayssl.data.face_videos import find_videos
 from rayssl.data.faces import FaceSet
-from rayssl.deepfake import TABLE_III, ProbeSettings
+from rayssl.deepfake import TABLE_III, ProbeSettings, make_probe_run
 from rayssl.jobs import deepfake as deepfake_job
 from rayssl.jobs import find_job
 from rayssl.report import read_epochs
-from tests.toy_faces import write_toy_faces
+from tests.toy_faces import add_tiny_backbone, write_toy_faces
 
 ROOT = Path(__file__).parent.parent
 Refuse = Callable[..., str]
@@ -202,6 +202,21 @@ def test_head_of_other_faces_is_refused(refused: Refuse, tmp_path: Path, faces: 
         f"Expected the faces another that the probe was fitted on, got {faces.fingerprint}" in err
     )
     assert "Pass their folder with --faces." in err
+
+
+def test_map_of_zeros_is_one_line_and_leaves_nothing_behind(
+    refused: Refuse, tmp_path: Path, faces: FaceSet, monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:  # fmt: skip
+    add_tiny_backbone(tmp_path_factory.mktemp("backbones"), monkeypatch)
+    run = make_probe_run(ProbeSettings(backbone="tiny"), faces, tmp_path_factory.mktemp("features"))
+    run.run_epoch()
+    assert run.head is not None
+    # As where the ReLU on the logits of paper-code over BigBiGAN is dead.
+    torch.save(run.head | {"weight": torch.zeros_like(run.head["weight"])}, tmp_path / "dead.pt")
+    words = ["dead.pt", "--faces", str(faces.folder), "--samples", "1", "--shown", "1"]
+    err = refused(*words, "--scored", "2", main=attribution.main)
+    assert "The maps 'smoothgrad_sq, as trained' cannot be scored: Expected maps with a" in err
 
 
 # Which trials there are
