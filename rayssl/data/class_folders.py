@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from rayssl.data.image_files import read_rgb
 
 MIN_AREA, MAX_ASPECT = 0.08, 4 / 3  # of RandomResizedCrop, as in torchvision and RotNet
 RESIZE_FACTOR = 256 / 224  # evaluation: shorter side over side of the centre crop
@@ -60,13 +62,7 @@ class ClassFolders(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int]:
         epoch, index = key
-        try:
-            with Image.open(self.paths[index]) as file:
-                image = file.convert("RGB")
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-            raise ValueError(
-                f"{self.paths[index]} cannot be read as an image ({error}). Remove or repair it."
-            ) from error
+        image = read_rgb(self.paths[index])
         if epoch < 0:
             image = _centre(image, self.side)
         else:

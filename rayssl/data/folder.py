@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from rayssl.data.file_tree import files_below
+from rayssl.data.image_files import read_rgb
 from rayssl.data.splits import ImageSplits, split_validation
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
@@ -76,11 +77,7 @@ def _read(files: Sequence[Path], size: int) -> Tensor:
     """The files' centre squares, uint8 `[N, 3, size, size]`."""
 
     def read(path: Path) -> np.ndarray:
-        try:
-            with Image.open(path) as image:
-                return np.asarray(_square(image.convert("RGB"), size))
-        except (OSError, SyntaxError) as error:  # PIL raises SyntaxError for a broken PNG
-            raise ValueError(f"{path} cannot be read as an image ({error}). Remove it.") from error
+        return np.asarray(_square(read_rgb(path), size))
 
     with ThreadPoolExecutor() as pool:  # decoding and resizing leave Python's lock
         return torch.from_numpy(np.stack(list(pool.map(read, files)))).permute(0, 3, 1, 2)

@@ -1,0 +1,31 @@
+"""Image files of one's own, read as 8-bit colour; pixels of 16 bits keep their higher byte."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+
+def read_rgb(path: Path | str) -> Image.Image:
+    """Returns an image file's pixels as RGB, 8 bits each.
+
+    Grey of 16 bits keeps its higher byte, as Pillow does with colour of 16 bits; its own
+    `convert("RGB")` would clip grey at 255.
+
+    Raises:
+      ValueError: if the file is no whole image, or its values (Pillow's modes I and F) may be in
+        any range.
+    """
+    try:
+        with Image.open(path) as image:
+            # A PGM of up to 16 bits comes as I, scaled to 16.
+            if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+                return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+            if image.mode in ("I", "F"):
+                raise ValueError(f"expected 8 or 16 bits a value, got mode {image.mode}")
+            return image.convert("RGB")
+    # PIL raises SyntaxError for a broken PNG
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"{path} cannot be read as an image ({error}). Remove, repair or convert it."
+        ) from error
