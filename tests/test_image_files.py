@@ -1,4 +1,4 @@
-"""Image files of one's own: values of 16 bits are scaled, what has no known range is refused."""
+"""Image files of one's own: 16 bits are scaled, parts of a data set are no classes."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 from rayssl.data import load_folder
 from rayssl.data.class_folders import ClassFolders
-from rayssl.data.image_files import read_rgb
+from rayssl.data.image_files import HELD_OUT, read_rgb
 
 RAMP = np.tile(np.linspace(0, 65_535, 32).astype(np.uint16), (32, 1))  # [32, 32]
 
@@ -46,3 +46,39 @@ def test_images_of_bigan_and_of_pretraining_are_scaled_alike(tmp_path: Path) -> 
     whole = torch.from_numpy((RAMP >> 8).astype(np.uint8))
     assert torch.equal(load_folder(tmp_path, 32).train_x[0, 0], whole)
     assert len(ClassFolders(tmp_path, 28)[-1, 0][0].unique()) == 28, "clipped: two values"
+
+
+def write_greys(*folders: Path) -> None:
+    """Writes into each folder ten images of one grey, that of its number."""
+    for grey, folder in enumerate(folders):
+        folder.mkdir(parents=True)
+        for i in range(10):
+            Image.new("L", (8, 8), grey).save(folder / f"{i}.png")
+
+
+@pytest.mark.parametrize("name", HELD_OUT)
+def test_folder_beside_train_is_for_testing_and_no_class(name: str, tmp_path: Path) -> None:
+    train, held_out = tmp_path / "train", tmp_path / name
+    write_greys(train / "a", train / "b", held_out / "a", held_out / "b")
+    data = load_folder(tmp_path, 8)
+    assert (data.num_classes, data.test_x.unique().tolist()) == (2, [2, 3])
+    text = f"Expected one folder a class in .*, got the parts train and {name} of a data set"
+    with pytest.raises(ValueError, match=text):
+        ClassFolders(tmp_path, 8)
+    assert ClassFolders(train, 8).classes == ["a", "b"]
+
+
+def test_folder_train_that_holds_classes_with_no_known_one_beside_it_is_refused(
+    tmp_path: Path,
+) -> None:
+    write_greys(tmp_path / "train" / "a", tmp_path / "train" / "b", tmp_path / "holdout" / "a")
+    text = "Expected beside .*train, which holds folders, one of test, val, valid, validation"
+    for read in (load_folder, ClassFolders):
+        with pytest.raises(ValueError, match=text):
+            read(tmp_path, 8)
+
+
+def test_class_of_trains_is_a_class(tmp_path: Path) -> None:
+    write_greys(tmp_path / "bus", tmp_path / "train")
+    assert load_folder(tmp_path, 8).num_classes == 2
+    assert ClassFolders(tmp_path, 8).classes == ["bus", "train"]

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from rayssl.data.image_files import read_rgb
+from rayssl.data.image_files import held_out_folder, read_rgb
 
 MIN_AREA, MAX_ASPECT = 0.08, 4 / 3  # of RandomResizedCrop, as in torchvision and RotNet
 RESIZE_FACTOR = 256 / 224  # evaluation: shorter side over side of the centre crop
@@ -35,7 +35,8 @@ class ClassFolders(Dataset[tuple[Tensor, int]]):
       side: of the images that come out, pixels.
       seed: of the random parts.
     Raises:
-      ValueError: if there are fewer than two classes, or a class without an image.
+      ValueError: if there are fewer than two classes, a class without an image, or the parts of a
+        data set (`train` and the like) instead of classes.
       FileNotFoundError: if there is no such folder.
     """
 
@@ -44,6 +45,12 @@ class ClassFolders(Dataset[tuple[Tensor, int]]):
 
         if not root.is_dir():
             raise FileNotFoundError(f"Expected a folder with one folder a class, got {root}.")
+        held_out = held_out_folder(root)
+        if held_out is not None:
+            raise ValueError(
+                f"Expected one folder a class in {root}, got the parts train and {held_out.name} "
+                f"of a data set. Pass {root / 'train'} and {held_out} one by one."
+            )
         try:
             found = torchvision.datasets.ImageFolder(str(root))
         except FileNotFoundError as error:

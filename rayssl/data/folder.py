@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from rayssl.data.file_tree import files_below
-from rayssl.data.image_files import read_rgb
+from rayssl.data.image_files import held_out_folder, read_rgb
 from rayssl.data.splits import ImageSplits, split_validation
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
@@ -21,20 +21,21 @@ SPLIT_SEED = 0  # a data set has one test split, whatever the seed of a run
 def load_folder(root: Path, size: int) -> ImageSplits:
     """Returns the images below a folder as uint8 `[N, 3, size, size]`.
 
-    The centre square of each is resized (bicubic). `root/train` and `root/test` (or `root/val`) are
-    taken as they are; otherwise a tenth of `root`'s images, stratified, are the test images.
+    The centre square of each is resized (bicubic). `root/train` and the first there is of
+    `root/test`, `val`, `valid` and `validation` are taken as they are; otherwise a tenth of
+    `root`'s images, stratified, are the test images.
     Subfolders, also linked ones, are classes, in the order of their names; without subfolders all
     are of one class.
 
     Raises:
       FileNotFoundError: if there is no folder or no image in it.
-      ValueError: if a file is no image, the test folder's classes are others, or a class is too
-        small to be split.
+      ValueError: if a file is no image, the test folder's classes are others, a class is too small
+        to be split, or `root/train` holds classes and no folder for testing is beside it.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"No folder {root}. Pass a folder of images as --dataset.")
-    test_root = next((p for p in (root / "test", root / "val") if p.is_dir()), None)
-    if (root / "train").is_dir() and test_root is not None:
+    test_root = held_out_folder(root)
+    if test_root is not None:
         train_files, train_y, classes = _files(root / "train")
         test_files, test_y, test_classes = _files(test_root)
         if test_classes != classes:

@@ -1,9 +1,34 @@
-"""Image files of one's own, read as 8-bit colour; pixels of 16 bits keep their higher byte."""
+"""Image files of one's own, read as 8-bit colour, and the folders that part them for testing."""
 
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+HELD_OUT = ("test", "val", "valid", "validation")  # folders beside `train`
+
+
+def held_out_folder(root: Path) -> Path | None:
+    """Returns the folder beside `root/train` with images for testing; None without `train`.
+
+    The first of HELD_OUT that is there.
+
+    Raises:
+      ValueError: if `root/train` holds folders and none of HELD_OUT is there: taken as a class, it
+        would hide the classes in it.
+    """
+    train = root / "train"
+    if not train.is_dir():
+        return None
+    for name in HELD_OUT:
+        if (root / name).is_dir():
+            return root / name
+    if any(path.is_dir() and path.name[0] != "." for path in train.iterdir()):
+        raise ValueError(
+            f"Expected beside {train}, which holds folders, one of {', '.join(HELD_OUT)}, found "
+            f"none. Pass {train} itself, or name the images for testing so."
+        )
+    return None
 
 
 def read_rgb(path: Path | str) -> Image.Image:
