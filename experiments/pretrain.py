@@ -11,9 +11,10 @@ updates: there are none. Its checkpoint starts another run: experiments/atari.py
     python experiments/pretrain.py --data DIR --aux-weight 0           # plain supervised training
     python experiments/pretrain.py --resume results/local/pretrain     # after Ctrl-C or kill -9
 
-DIR holds one folder a class (torchvision's ImageFolder): labels and a pretext task at once. Ends
-with a table of the epochs and the weights, which `rayssl.backbones` reads: so the row "AlexNet
-(backbone trained with ImageNet & Rotation)" of Table III can be trained as the paper describes it.
+DIR holds one folder a class (torchvision's ImageFolder): labels and a pretext task at once; with
+--no-labels any images below it. Ends with a table of the epochs and the weights, which
+`rayssl.backbones` reads: so the row "AlexNet (backbone trained with ImageNet & Rotation)" of Table
+III can be trained as the paper describes it.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -57,7 +59,7 @@ class PretrainRun:
     """Settings of one pretraining; the defaults are RotNet's for AlexNet on ImageNet."""
 
     data: Path | None = None
-    """Folder with one folder a class, of the images to train on."""
+    """Folder with one folder a class, of the images to train on; --no-labels: of any images."""
     validation: Path | None = None
     """The like, of images whose accuracies are measured after each epoch."""
     arch: Arch = PretrainSettings.arch
@@ -148,7 +150,7 @@ def make_job(run: PretrainRun) -> PretrainJob:
       FileNotFoundError: if a folder is not there.
     """
     if run.data is None:
-        raise ValueError("--data is missing: the folder of images, with one folder a class.")
+        raise ValueError("--data is missing: the folder of images, with labels one folder a class.")
     check_name(run.name)
     for name in ("workers", "cpus_per_worker"):
         if getattr(run, name) < 1:
@@ -164,8 +166,8 @@ def make_job(run: PretrainRun) -> PretrainJob:
     settings = PretrainSettings(**{name: getattr(run, name) for name in names})
     settings.check()
     check_share(settings.batch_size, run.workers)
-    train = ClassFolders(run.data, settings.image_size)
-    validation = ClassFolders(run.validation, settings.image_size) if run.validation else None
+    folders = partial(ClassFolders, side=settings.image_size, labelled=settings.labels)
+    train, validation = folders(run.data), folders(run.validation) if run.validation else None
     check_data(settings, train, validation)
     folder = run.resume or run.results_dir / run.name
     return PretrainJob(

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -196,10 +197,11 @@ def _train(job: PretrainJob) -> None:
     torch.set_num_threads(1 if job.workers > 1 else job.cpus_per_worker)
     settings = job.settings
     first = ray.train.get_context().get_world_rank() == 0
+    folders = partial(ClassFolders, side=settings.image_size, labelled=settings.labels)
     training = Pretraining(
         settings,
-        ClassFolders(job.data, settings.image_size, settings.seed),
-        ClassFolders(job.validation, settings.image_size) if job.validation else None,
+        folders(job.data, seed=settings.seed),
+        folders(job.validation) if job.validation else None,
         device=str(get_device()),
         loader_processes=job.cpus_per_worker - 1,
         stop=(job.folder / STOP).exists,

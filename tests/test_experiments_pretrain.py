@@ -105,6 +105,15 @@ def test_wrong_value_is_one_line_that_says_what_to_do(
     assert text in refused(*SMALL, "--data", "images", *words)
 
 
+def test_images_in_no_class_folders_are_taken_without_labels_only(
+    refused: Refuse, images: Path
+) -> None:
+    words = (*SMALL, "--data", str(images / "house"))
+    assert "must hold one folder a class" in refused(*words)
+    run = pretrain.parse([*words, "--validation", str(images / "house"), "--no-labels"])
+    assert pretrain.make_job(run).data == images / "house"
+
+
 def test_data_must_be_given(refused: Refuse) -> None:
     assert "--data is missing: the folder of images" in refused(*SMALL)
 

@@ -433,6 +433,31 @@ def test_folders_that_hold_no_classes_are_refused(tmp_path: Path, folder: Path) 
         ClassFolders(tmp_path / "d", 32)
 
 
+def test_images_without_labels_need_no_folders_and_those_in_folders_keep_their_order(
+    folder: Path, tmp_path: Path
+) -> None:
+    draw_images(tmp_path, 2)
+    (tmp_path / "house" / "deep").mkdir()
+    (tmp_path / "house" / "00.png").rename(tmp_path / "house" / "deep" / "0.png")
+    labelled, unlabelled = (ClassFolders(tmp_path, 32, labelled=told) for told in (True, False))
+    assert unlabelled.fingerprint() == labelled.fingerprint()
+    assert (unlabelled.classes, set(unlabelled.labels)) == ([], {0})
+    (tmp_path / "triangle" / "00.png").rename(tmp_path / "stray.png")
+    assert len(ClassFolders(tmp_path, 32, labelled=False)) == 4
+    assert len(ClassFolders(folder / "house", 32, labelled=False)) == 19
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty must hold images \(\.jpg, .*\), got none"):
+        ClassFolders(tmp_path / "empty", 32, labelled=False)
+
+
+def test_rotation_alone_trains_on_a_folder_of_images(folder: Path, tiny: None) -> None:
+    images = ClassFolders(folder / "house", 32, labelled=False)
+    settings = replace(SETTINGS, labels=False, epochs=1)
+    (*_, last) = Pretraining(settings, images, images).progress()
+    assert 0 <= last["validation_aux_accuracy"] <= 1
+    assert "accuracy" not in last
+
+
 def test_validation_folder_with_other_classes_is_refused(
     folder: Path, tiny: None, tmp_path: Path
 ) -> None:

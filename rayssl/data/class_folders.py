@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from rayssl.data.file_tree import files_below
 from rayssl.data.image_files import held_out_folder, read_rgb
 
 MIN_AREA, MAX_ASPECT = 0.08, 4 / 3  # of RandomResizedCrop, as in torchvision and RotNet
@@ -26,6 +27,8 @@ Key = tuple[int, int]  # epoch (-1: evaluation), number of the image
 class ClassFolders(Dataset[tuple[Tensor, int]]):
     """The images of `root/<class>/**`; classes are sorted by name, as torchvision's ImageFolder.
 
+    Without labels the images of `root/**`, of class folders in the same order.
+
     An item is asked for by (epoch, index) and is uint8 `[3, side, side]` with its label: for an
     epoch from 0 on a random part (8% to 100% of the area, 3/4 to 4/3 wide), scaled and mirrored or
     not; for epoch -1 the centre of the image.
@@ -34,35 +37,29 @@ class ClassFolders(Dataset[tuple[Tensor, int]]):
       root: folder with one folder a class.
       side: of the images that come out, pixels.
       seed: of the random parts.
+      labelled: False takes every image below the root, in folders or not: all labels are 0, and
+        there are no `classes`.
     Raises:
-      ValueError: if there are fewer than two classes, a class without an image, or the parts of a
-        data set (`train` and the like) instead of classes.
+      ValueError: if there are fewer than two classes, a class without an image (without labels: no
+        image), or the parts of a data set (`train` and the like) instead of classes.
       FileNotFoundError: if there is no such folder.
     """
 
-    def __init__(self, root: Path, side: int, seed: int = 0) -> None:
-        from rayssl._torchvision import torchvision  # slow to import, so not before it is needed
-
+    def __init__(self, root: Path, side: int, seed: int = 0, *, labelled: bool = True) -> None:
         if not root.is_dir():
-            raise FileNotFoundError(f"Expected a folder with one folder a class, got {root}.")
+            kind = "with one folder a class" if labelled else "of images"
+            raise FileNotFoundError(f"Expected a folder {kind}, got {root}.")
         held_out = held_out_folder(root)
         if held_out is not None:
             raise ValueError(
-                f"Expected one folder a class in {root}, got the parts train and {held_out.name} "
-                f"of a data set. Pass {root / 'train'} and {held_out} one by one."
+                f"Expected {'one folder a class' if labelled else 'images of one part'} in {root}, "
+                f"got the parts train and {held_out.name} of a data set. Pass {root / 'train'} and "
+                f"{held_out} one by one."
             )
-        try:
-            found = torchvision.datasets.ImageFolder(str(root))
-        except FileNotFoundError as error:
-            raise ValueError(
-                f"{root} must hold one folder a class with images in it: {error}"
-            ) from error
-        if len(found.classes) < 2:
-            raise ValueError(f"{root} must hold two classes or more, got {found.classes}.")
         self.root, self.side, self.seed = root, side, seed
-        self.classes: list[str] = found.classes
-        self.paths = [path for path, _ in found.samples]
-        self.labels = [label for _, label in found.samples]
+        self.classes, samples = _labelled(root) if labelled else ([], _unlabelled(root))
+        self.paths = [path for path, _ in samples]
+        self.labels = [label for _, label in samples]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -84,6 +81,33 @@ class ClassFolders(Dataset[tuple[Tensor, int]]):
         """Returns a hash of the names of all images below the root, in order."""
         names = "\n".join(str(Path(path).relative_to(self.root)) for path in self.paths)
         return hashlib.sha256(names.encode()).hexdigest()[:16]
+
+
+def _labelled(root: Path) -> tuple[list[str], list[tuple[str, int]]]:
+    """Names of the classes; path and class of each image."""
+    from rayssl._torchvision import torchvision  # slow to import, so not before it is needed
+
+    try:
+        found = torchvision.datasets.ImageFolder(str(root))
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{root} must hold one folder a class with images in it: {error}"
+        ) from error
+    if len(found.classes) < 2:
+        raise ValueError(f"{root} must hold two classes or more, got {found.classes}.")
+    return found.classes, found.samples
+
+
+def _unlabelled(root: Path) -> list[tuple[str, int]]:
+    """Path and 0 of each image, by class folder, then folder, then name, as ImageFolder sorts."""
+    from rayssl._torchvision import torchvision
+
+    suffixes = torchvision.datasets.folder.IMG_EXTENSIONS
+    found = [path for path in files_below(root) if path.suffix.lower() in suffixes]
+    if not found:
+        raise ValueError(f"{root} must hold images ({', '.join(suffixes)}), got none.")
+    found.sort(key=lambda path: (path.relative_to(root).parts[0], str(path.parent), path.name))
+    return [(str(path), 0) for path in found]
 
 
 def random_part(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
