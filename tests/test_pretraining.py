@@ -546,5 +546,6 @@ def test_job_refuses_what_no_trial_can_have(folder: Path, tmp_path: Path) -> Non
         job.check(PretrainTrial())
     with pytest.raises(FileNotFoundError, match="one folder a class"):
         job.check(make_trial(tmp_path / "nowhere"))
+    job.check(make_trial(folder / "house", labels=False))  # no class folders are needed
     with pytest.raises(ValueError, match="holds 38 images, fewer than batch_size 39"):
         job.check(make_trial(folder, batch_size=39))

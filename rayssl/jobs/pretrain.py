@@ -73,8 +73,12 @@ class PretrainTrial:
         """
         if self.data is None:
             raise ValueError("--data is missing: the folder of images, with one folder a class.")
-        train = ClassFolders(self.data, self.image_size, self.seed)
-        return train, ClassFolders(self.validation, self.image_size) if self.validation else None
+        train, validation = (
+            ClassFolders(root, self.image_size, self.seed, labelled=self.labels) if root else None
+            for root in (self.data, self.validation)
+        )
+        assert train is not None
+        return train, validation
 
 
 class EpochPretraining(Pretraining):
