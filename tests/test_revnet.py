@@ -6,7 +6,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rayssl.backbones.resnet50v2 import Bottleneck, ResNet50V2, stem
-from rayssl.backbones.revnet import ReversibleBlock, RevNet50, pool_and_double_channels
+from rayssl.backbones.revnet import (
+    ReversibleBlock,
+    RevNet50,
+    _statistics_untouched,
+    pool_and_double_channels,
+)
 
 
 def count(module: nn.Module) -> int:
@@ -185,3 +190,11 @@ def test_bottleneck_shortcut_sees_the_normalized_input() -> None:
     x = -torch.ones(1, 4, 4, 4)
     assert block(x).abs().max() == 0, "ReLU(BN(-1)) is 0, and so is its shortcut"
     assert Bottleneck(8, 8, 1).shortcut is None
+
+
+def test_second_pass_counts_no_batch_in_batch_norm_of_one_process_or_of_several() -> None:
+    for norm in (nn.BatchNorm2d(3), nn.SyncBatchNorm(3)):
+        counted = []
+        with _statistics_untouched(nn.Sequential(norm)):
+            counted.append(norm.track_running_stats)
+        assert [*counted, norm.track_running_stats] == [False, True]

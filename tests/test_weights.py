@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import os
 import pickle
 import urllib.error
@@ -216,6 +217,50 @@ def test_hash_in_the_name_and_hash_that_is_given_are_checked(tmp_path: Path) -> 
     wrong = right.rename(tmp_path / "net-00000000.pth")
     with pytest.raises(ValueError, match="starts with 00000000, got "):
         load_weights(wrong)
+
+
+@pytest.mark.parametrize("date", ["20240115", "202401151230", "20240115123059"])
+def test_date_in_the_name_is_no_hash(date: str, tmp_path: Path) -> None:
+    torch.save(STATE, tmp_path / f"net-{date}.pth")
+    assert_state(load_weights(tmp_path / f"net-{date}.pth"))
+
+
+@pytest.mark.parametrize("digits", ["20241301", "20240132", "18991231", "202401155"])
+def test_digits_that_are_no_date_are_a_hash(digits: str, tmp_path: Path) -> None:
+    torch.save(STATE, tmp_path / f"net-{digits}.pth")
+    with pytest.raises(
+        ValueError, match=f"a SHA-256 that starts with {digits}, got .*, or rename it if"
+    ):
+        load_weights(tmp_path / f"net-{digits}.pth")
+
+
+@pytest.mark.parametrize("name", ["net.pth", "net-0676ba61.pth", "net.npz", "net.safetensors"])
+@pytest.mark.parametrize("page", ["\n<!DOCTYPE html><p>", "\ufeff<HTML>", '<?xml version="1.0"?>'])
+def test_web_page_saved_as_weights_is_called_one(name: str, page: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(page, encoding="utf-8")
+    text = rf"{name} cannot be read as weights \(it is a web page\)\. Get the file itself"
+    with pytest.raises(ValueError, match=text):
+        load_weights(tmp_path / name)
+
+
+def test_safetensors_whose_length_begins_as_a_tag_does_is_read(tmp_path: Path) -> None:
+    header = json.dumps({"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}})
+    length = 0x3C20  # written as b" <"
+    data = length.to_bytes(8, "little") + header.ljust(length).encode() + b"\7"
+    (tmp_path / "net.safetensors").write_bytes(data)
+    assert load_weights(tmp_path / "net.safetensors")["a"].tolist() == [7]
+
+
+def test_text_saved_as_weights_is_not_called_pickled_and_pytorchs_advice_is_not_passed_on(
+    tmp_path: Path,
+) -> None:
+    for name in ("net.pth", "net.npz"):
+        for text in ("hello", "version https://git-lfs.github.com/spec/v1"):
+            (tmp_path / name).write_text(text)
+            with pytest.raises(ValueError, match=f"{name} cannot be read as weights") as wrong:
+                load_weights(tmp_path / name)
+            assert "PyTorch 2.6" not in str(wrong.value)
+            assert "pickle" not in str(wrong.value)
 
 
 def test_missing_unexpected_and_misshapen_tensors_are_named_and_nothing_changes() -> None:

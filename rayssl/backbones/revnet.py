@@ -147,7 +147,8 @@ class _ReversibleStage(torch.autograd.Function):
 @contextmanager
 def _statistics_untouched(block: nn.Module) -> Iterator[None]:
     """Lets BatchNorm compute as in the first pass without counting the batch a second time."""
-    norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
+    kinds = nn.BatchNorm2d | nn.SyncBatchNorm  # the second is no kind of the first
+    norms = [m for m in block.modules() if isinstance(m, kinds) and m.training]
     for norm in norms:
         norm.track_running_stats = False
     try:

@@ -24,9 +24,13 @@ import torch
 from torch import Tensor, nn
 
 HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.[\w.]+$")  # as in resnet50-0676ba61.pth
+# 20240115, also with a time behind it; of 58,000 hashes of eight digits one reads so by chance.
+DATE = re.compile(r"(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])(\d{4}|\d{6})?")
+WEB_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|head|body|\?xml|!--)", re.IGNORECASE)
 CHUNK = 1 << 20  # bytes
 TIMEOUT_S = 20.0  # without an answer of the server
 WRAPPERS = ("network", "state_dict", "model", "state")  # {'network': {...}} and the like
+NOT_PYTORCH = "it is no file that torch.save wrote"
 PREFIXES = ("module.", "network.", "backbone.", "model.", "encoder.")
 
 
@@ -138,6 +142,12 @@ def load_weights(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise MissingWeights(f"Weight file missing: {path}. Give the path of a file that exists.")
+    with path.open("rb") as handle:
+        if WEB_PAGE.match(handle.read(512)):
+            raise ValueError(
+                f"{path} cannot be read as weights (it is a web page). Get the file itself: open "
+                "the address in a browser and follow the link."
+            )
     _check_hash(path, file_sha256(path), sha256)
     readers = {".npz": _read_npz, ".safetensors": _read_safetensors}
     found = readers.get(path.suffix, _read_torch)(path)
@@ -187,13 +197,21 @@ def load_strictly(
     module.load_state_dict(given)
 
 
+def _hash_in_name(path: Path) -> str | None:
+    """The beginning of a hash that a file's name tells, as in resnet50-0676ba61.pth; no date."""
+    found = HASH_IN_NAME.search(path.name)
+    return found[1] if found and not DATE.fullmatch(found[1]) else None
+
+
 def _check_hash(path: Path, found: str, expected: str | None) -> None:
-    in_name = HASH_IN_NAME.search(path.name)
-    for prefix in (expected, in_name[1] if in_name else None):
+    in_name = _hash_in_name(path)
+    for prefix in (expected, in_name):
         if prefix and not found.startswith(prefix.lower()):
+            rename = ", or rename it if that part of its name is no hash" * (prefix == in_name)
             raise ValueError(
                 f"{path} is damaged or another file: expected a SHA-256 that starts with "
-                f"{prefix[:16]}, got {found[:16]}. Delete it and get it again."
+                f"{prefix[:16]}, got {found[:16]}. Delete it and get it again"
+                f"{rename}."
             )
 
 
@@ -209,8 +227,11 @@ def _read_torch(path: Path) -> Any:
                 f"{path} is refused: it asks to run code ({asked[1]}) while it is read. Weight "
                 "files hold tensors only; get this one from its publisher."
             ) from error
-        raise _damaged(path, error) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError) as error:
+        # PyTorch's own text is about an argument of torch.load.
+        raise _damaged(path, ValueError(NOT_PYTORCH)) from error
+    except (KeyError, IndexError) as error:
+        raise _damaged(path, ValueError(NOT_PYTORCH)) from error
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
         raise _damaged(path, error) from error
 
 
@@ -221,6 +242,9 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     except (ValueError, TypeError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
         if "allow_pickle" in str(error):
+            if not zipfile.is_zipfile(path) and path.read_bytes()[:1] != b"\x80":
+                # NumPy takes whatever it does not know for a pickle.
+                raise _damaged(path, ValueError("it is no archive of arrays")) from error
             raise ValueError(
                 f"{path} is refused: it holds pickled objects, which may run code. Weight files "
                 "hold numbers only."
