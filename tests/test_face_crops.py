@@ -4,6 +4,7 @@ import json
 import sys
 import types
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from rayssl.data.face_preparation import (
 from rayssl.data.faces import FaceSet, crops_path, load_face_set, write_face_set
 from rayssl.data.self_blending import self_blend
 from rayssl.video import write_mp4
+from tests.toy_faces import write_toy_faces
 
 SETTINGS = CropSettings(frames=3, size=48, min_face=0.3)
 
@@ -307,6 +309,29 @@ def test_table_changed_by_hand_is_refused(faces: FaceSet, tmp_path: Path) -> Non
     path.write_text(path.read_text().replace(",1,fake", ",0,fake"))
     with pytest.raises(ValueError, match="expected fingerprint"):
         load_face_set(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[: len(data) // 2],
+        lambda data: b"",
+        lambda data: data[:100] + bytes(50) + data[150:],
+        lambda data: data.replace(b"000001-0-face", b"000009-0-face"),
+    ],
+    ids=["truncated", "empty", "overwritten", "without the crop"],
+)
+def test_damaged_file_of_crops_is_refused_by_name(
+    damage: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    faces = write_toy_faces(tmp_path, families=1, frames=2)
+    path = crops_path(tmp_path, faces.videos["video"][0])
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=rf"{path} is damaged \(.*\)\. Delete it and run the same"):
+        faces.crops(range(4))
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=f"Crops missing: {path}. Run the same prepare"):
+        faces.crops(range(4))
 
 
 def test_preparation_without_any_face_is_refused_with_an_example(tmp_path: Path) -> None:

@@ -159,6 +159,15 @@ def test_split_that_the_data_do_not_allow_is_refused_with_the_reason(
         split_faces(face_set(change(dfdc_like())), kind, seed=0)
 
 
+@pytest.mark.parametrize("kind", SPLIT_KINDS)
+def test_faces_that_are_all_real_or_all_fake_are_refused(kind: SplitKind) -> None:
+    for label, counts in ((0, "40 real and 0 fake"), (1, "0 real and 80 fake")):
+        videos = dfdc_like()
+        videos = videos[videos["label"] == label].reset_index(drop=True)
+        with pytest.raises(ValueError, match=f"Expected real and fake videos .*, got {counts}"):
+            split_faces(face_set(videos), kind, seed=0)
+
+
 def test_leakage_report_says_unknown_where_the_data_give_no_actor() -> None:
     videos = dfdc_like().assign(actor=np.nan)
     assert "actors unknown" in leakage_report(split_faces(face_set(videos), "family", seed=0))

@@ -83,7 +83,7 @@ def split_faces(
       test_share: in (0, 1).
       validation_share: of what is not test, in [0, 1); 0: no validation.
     Raises:
-      ValueError: for an unknown kind or share.
+      ValueError: for an unknown kind or share, or faces that are all real or all fake.
       SplitError: where the data cannot be split so: a video without actor, one part only, a side
         that would have one label only.
       LeakageError: if what the kind keeps apart is on both sides (a fault of this module).
@@ -94,6 +94,12 @@ def split_faces(
         raise ValueError(
             "Expected a test share in (0, 1) and a validation share in [0, 1), got "
             f"{test_share} and {validation_share}."
+        )
+    real, fake = (int((faces.videos["label"] == label).sum()) for label in (0, 1))
+    if not real or not fake:
+        raise ValueError(
+            f"Expected real and fake videos to tell apart, got {real} real and {fake} fake. "
+            "Prepare both: see --real and --fake."
         )
     rows = np.arange(len(faces.frames), dtype=np.int64)
     rest, test = _split(faces, rows, kind, test_share, seed, "test")

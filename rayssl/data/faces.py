@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +27,12 @@ FACES_FILE, VIDEOS_FILE, FRAMES_FILE, PROBLEMS_FILE = (
     "faces.json", "videos.csv", "frames.csv", "problems.csv",
 )  # fmt: skip
 TEXT_COLUMNS = ("video", "family", "actor", "other_actor", "part", "method", "sha256")
+# What reading a crop raises: KeyError if it is not in the archive, RuntimeError if a flag says that
+# it has a password, SyntaxError for a broken PNG.
+DAMAGED = (
+    zipfile.BadZipFile, zlib.error, EOFError, KeyError, OSError, RuntimeError, SyntaxError,
+    ValueError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,11 @@ class FaceSet:
     fingerprint: str
 
     def crops(self, rows: Iterable[int]) -> np.ndarray:
-        """Returns the crops of these rows of `frames`, RGB uint8 `[N, S, S, 3]`, in their order."""
+        """Returns the crops of these rows of `frames`, RGB uint8 `[N, S, S, 3]`, in their order.
+
+        Raises:
+          FileNotFoundError, ValueError: if a video's file of crops is gone or damaged.
+        """
         return self._read(rows, "face", (self.size, self.size, 3))
 
     def masks(self, rows: Iterable[int]) -> np.ndarray:
@@ -63,7 +74,7 @@ class FaceSet:
         Real videos are 0 everywhere.
 
         Raises:
-          ValueError: if a row is of a fake whose mask video was not there.
+          ValueError: if a row is of a fake whose mask video was not there, or as in `crops`.
         """
         return self._read(rows, "mask", (self.size, self.size))
 
@@ -98,11 +109,13 @@ class FaceSet:
                     f"{info['video']} has no mask video. Expected one of what was manipulated: "
                     "the stand-in and FaceForensics++ have them, DFDC does not."
                 )
-            with zipfile.ZipFile(crops_path(self.folder, info["video"])) as file:
-                for i in np.flatnonzero(video == v):
-                    crop = self.frames.iloc[rows[i]]
-                    name = member_name(int(crop["frame"]), int(crop["face"]), kind)
-                    out[i] = read_png(file.read(name))
+            wanted = np.flatnonzero(video == v)
+            crops = self.frames.iloc[rows[wanted]]
+            names = [
+                member_name(int(frame), int(face), kind)
+                for frame, face in zip(crops["frame"], crops["face"], strict=True)
+            ]
+            out[wanted] = _read_crops(crops_path(self.folder, info["video"]), names)
         return out
 
 
@@ -211,6 +224,25 @@ def write_crops(
             file.writestr(zipfile.ZipInfo("about.json"), text)
     write_whole(path, buffer.getvalue())
     return digest.hexdigest()
+
+
+def _read_crops(path: Path, names: Iterable[str]) -> list[np.ndarray]:
+    """These crops of a video; ValueError if its file is damaged."""
+    try:
+        handle = path.open("rb")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"Crops missing: {path}. Run the same prepare again: it makes them anew."
+        ) from error
+    with handle:
+        try:
+            with zipfile.ZipFile(handle) as file:
+                return [read_png(file.read(name)) for name in names]
+        except DAMAGED as error:
+            raise ValueError(
+                f"{path} is damaged ({error}). Delete it and run the same prepare again: it makes "
+                "the crops anew."
+            ) from error
 
 
 def read_png(data: bytes) -> np.ndarray:
