@@ -42,9 +42,10 @@ LAYERS = [
     {"face_jobs", "deepfake_trainables", "pretraining_job", "rllib", "trainables"},
 ]
 # Above the layers, and beside them all: they may import every unit, and experiments/ them.
-TOP = [{"jobs"}, {"sweeps"}]
+TOP = [{"jobs", "epoch_experiment"}, {"sweeps"}]
 RAY_UNITS = {
     "face_jobs", "deepfake_trainables", "pretraining_job", "rllib", "trainables", "jobs", "sweeps",
+    "epoch_experiment",
 }  # fmt: skip
 
 # Leaves: they import nothing of rayssl. None: every unit may import them.
