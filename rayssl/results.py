@@ -522,6 +522,7 @@ def _read_evaluation(path: Path, found: Results, seen: set[Path]) -> None:
 
     def read(path: Path, found: Results) -> None:
         saved = json.loads(path.read_text())
+        played = saved.get("games") or saved["settings"]  # settings: None, the agent's own
         for row in saved["rows"]:
             model = saved.get("model") or {}
             model = {} if row["agent"] == "random" else model
@@ -531,7 +532,7 @@ def _read_evaluation(path: Path, found: Results, seen: set[Path]) -> None:
                 aux_task=trained_with(model), network=model.get("network"),
                 seed=model.get("seed"), env_steps=model.get("env_steps"),
                 epsilon=float(saved["settings"]["epsilon"]),
-                sticky=float(saved["settings"].get("sticky", 0.0)), num=int(summary["num"]),
+                sticky=float(played.get("sticky") or 0.0), num=int(summary["num"]),
                 mean=float(summary["mean"]), low=summary["ci_low"], high=summary["ci_high"],
                 iqm=float(summary["iqm"]),
                 life_mean=row.get("lives", {}).get("clipped_mean"),
