@@ -522,7 +522,7 @@ def _read_evaluation(path: Path, found: Results, seen: set[Path]) -> None:
 
     def read(path: Path, found: Results) -> None:
         saved = json.loads(path.read_text())
-        played = saved.get("games") or saved["settings"]  # settings: None, the agent's own
+        played = saved["games" if "games" in saved else "settings"]  # settings: None, the agent's
         for row in saved["rows"]:
             model = saved.get("model") or {}
             model = {} if row["agent"] == "random" else model
