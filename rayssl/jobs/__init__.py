@@ -12,7 +12,9 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
+from rayssl.report import read_epochs
 from rayssl.rllib.resources import Resources
+from rayssl.trainables import newest_state
 
 Row = Mapping[str, Any]  # one result: a row of a trial's own log
 Write = Callable[[dict[str, Any], Any], None]  # takes a result and the trial's settings
@@ -174,6 +176,35 @@ class Job:
                 if k in known
             }
         )
+
+
+class EpochJob(Job):
+    """A job whose trial is one process that runs, logs and checkpoints by the epoch.
+
+    Its log is `rayssl.trainables.EpochWriter`'s, its trainable an `EpochTrainable`.
+
+    Attributes:
+      trial_bytes: memory that a trial asks Ray for.
+    """
+
+    unit: ClassVar = "epoch"
+    trial_bytes: ClassVar[float]
+
+    def bundles(self, settings: Any, cpus: int, gpus: float) -> list[dict[str, float]]:
+        """Returns the one process of a trial."""
+        return [{"CPU": cpus, "memory": self.trial_bytes} | ({"GPU": gpus} if gpus else {})]
+
+    def rows(self, folder: Path) -> list[dict[str, Any]]:
+        """Returns one row an epoch."""
+        return read_epochs(folder)
+
+    def newest_checkpoint(self, folder: Path) -> tuple[Path, int] | None:
+        """Returns the whole checkpoint with the most epochs."""
+        return newest_state(folder.glob("checkpoint_*"))
+
+    def seconds_per_unit(self, row: Row) -> float | None:
+        """Returns the seconds of an epoch."""
+        return row.get("seconds")
 
 
 def _choices(kind: Any) -> tuple[Any, ...]:

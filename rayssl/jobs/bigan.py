@@ -17,14 +17,12 @@ from rayssl.bigan import (
     make_settings,
 )
 from rayssl.data import ImageSplits, available_datasets, fit_size, load_dataset, load_folder
-from rayssl.jobs import Job, Row, Write
-from rayssl.report import read_epochs
+from rayssl.jobs import EpochJob, Row, Write
 from rayssl.trainables import (
     ADVERSARIAL_METRICS,
     EpochWriter,
     FeatureLearner,
     adversarial_line,
-    newest_state,
 )
 
 TRIAL_BYTES = 1_500e6  # with MNIST's 60,000 images and their features
@@ -127,12 +125,12 @@ def _source(trial: BiganTrial) -> tuple[str, str, bool, int]:
     return trial.dataset, str(trial.data_dir), trial.verify, trial.settings().size
 
 
-class BiganJob(Job):
+class BiganJob(EpochJob):
     """Feature learning by BiGANs; a step of progress is an epoch."""
 
     name: ClassVar = "bigan"
     settings: ClassVar = BiganTrial
-    unit: ClassVar = "epoch"
+    trial_bytes: ClassVar = TRIAL_BYTES
     metric: ClassVar = "nn_features"
     judged_by: ClassVar = (
         "the 1-nearest-neighbour accuracy of the encoder's features in the last evaluated epoch, "
@@ -153,10 +151,6 @@ class BiganJob(Job):
         """Returns the epochs of a training."""
         return settings.settings().epochs
 
-    def bundles(self, settings: BiganTrial, cpus: int, gpus: float) -> list[dict[str, float]]:
-        """Returns the one process of a trial."""
-        return [{"CPU": cpus, "memory": TRIAL_BYTES} | ({"GPU": gpus} if gpus else {})]
-
     def open_log(self, folder: Path, name: str, resumed_at: int) -> Write:
         """Returns the writer of epochs.jsonl, images/ and tb/."""
         writer = EpochWriter(folder, ADVERSARIAL_METRICS)
@@ -168,21 +162,9 @@ class BiganJob(Job):
 
         return write
 
-    def rows(self, folder: Path) -> list[dict[str, Any]]:
-        """Returns one row an epoch."""
-        return read_epochs(folder)
-
-    def newest_checkpoint(self, folder: Path) -> tuple[Path, int] | None:
-        """Returns the whole checkpoint with the most epochs."""
-        return newest_state(folder.glob("checkpoint_*"))
-
     def line(self, row: Row, settings: BiganTrial) -> str:
         """Returns epoch, losses and what was measured."""
         return adversarial_line({**settings.config(), **row}).partition(": ")[2]
-
-    def seconds_per_unit(self, row: Row) -> float | None:
-        """Returns the seconds of an epoch's updates."""
-        return row.get("seconds")
 
     def typical_seconds(self, settings: BiganTrial) -> tuple[float, str]:
         """Returns what an epoch of MNIST took on one core, for as many images and such networks."""

@@ -19,9 +19,8 @@ from rayssl.deepfake import (
     split_of,
 )
 from rayssl.deepfake_trainables import SCALARS, DeepfakeProbe, Place, epoch_row, epoch_text
-from rayssl.jobs import Job, Row, Write
-from rayssl.report import read_epochs
-from rayssl.trainables import EpochWriter, newest_state
+from rayssl.jobs import EpochJob, Row, Write
+from rayssl.trainables import EpochWriter
 
 # A guess, not measured: PyTorch, Ray and scikit-learn, a RevNet-50x4 and features of 77,000 crops.
 TRIAL_BYTES = 2e9
@@ -90,12 +89,12 @@ class TrialOfProbe(DeepfakeProbe):
         })  # fmt: skip
 
 
-class DeepfakeJob(Job):
+class DeepfakeJob(EpochJob):
     """Table III, section V-B; a step of progress is an epoch, or a whole strict probe."""
 
     name: ClassVar = "deepfake"
     settings: ClassVar = DeepfakeTrial
-    unit: ClassVar = "epoch"
+    trial_bytes: ClassVar = TRIAL_BYTES
     metric: ClassVar = "test_accuracy"
     judged_by: ClassVar = (
         "the validation log-loss, negated; with --protocol paper-code by the last test accuracy, "
@@ -142,10 +141,6 @@ class DeepfakeJob(Job):
             return 1
         return settings.epochs or TABLE_III.get(settings.backbone, OTHER).epochs
 
-    def bundles(self, settings: DeepfakeTrial, cpus: int, gpus: float) -> list[dict[str, float]]:
-        """Returns the one process of a trial."""
-        return [{"CPU": cpus, "memory": TRIAL_BYTES} | ({"GPU": gpus} if gpus else {})]
-
     def objective(self, row: Row, settings: DeepfakeTrial) -> float | None:
         """Returns the negative validation log-loss where the protocol has a validation part."""
         if settings.protocol == "strict":
@@ -167,21 +162,9 @@ class DeepfakeJob(Job):
 
         return write
 
-    def rows(self, folder: Path) -> list[dict[str, Any]]:
-        """Returns one row an epoch."""
-        return read_epochs(folder)
-
-    def newest_checkpoint(self, folder: Path) -> tuple[Path, int] | None:
-        """Returns the whole checkpoint with the most epochs; a strict probe has none."""
-        return newest_state(folder.glob("checkpoint_*"))
-
     def line(self, row: Row, settings: DeepfakeTrial) -> str:
         """Returns epoch, loss and accuracy, or the final accuracy with its interval."""
         return epoch_text(row)
-
-    def seconds_per_unit(self, row: Row) -> float | None:
-        """Returns the seconds of an epoch, or of a whole strict probe."""
-        return row.get("seconds")
 
     def typical_seconds(self, settings: DeepfakeTrial) -> tuple[float, str]:
         """Returns what one pass of a ResNet-50 over the crops takes at a guess."""

@@ -10,14 +10,12 @@ from typing import Any, ClassVar
 from ray import tune
 
 from rayssl.data import ImageSplits, load_dataset
-from rayssl.jobs import Job, Row, Write
-from rayssl.report import read_epochs
+from rayssl.jobs import EpochJob, Row, Write
 from rayssl.trainables import (
     METRICS,
     EpochWriter,
     ImageClassifier,
     epoch_line,
-    newest_state,
 )
 from rayssl.training import ClassifierSettings
 
@@ -79,12 +77,12 @@ def _source(settings: MnistTrial) -> tuple[str, str, bool]:
     return settings.dataset, str(settings.data_dir), settings.verify
 
 
-class MnistJob(Job):
+class MnistJob(EpochJob):
     """Classification, section V-B; a step of progress is an epoch."""
 
     name: ClassVar = "mnist"
     settings: ClassVar = MnistTrial
-    unit: ClassVar = "epoch"
+    trial_bytes: ClassVar = TRIAL_BYTES
     metric: ClassVar = "test_accuracy"
     judged_by: ClassVar = (
         "the last test accuracy, so the test set chooses; with --protocol strict by the last "
@@ -107,10 +105,6 @@ class MnistJob(Job):
     def planned(self, settings: MnistTrial) -> int:
         """Returns the epochs of a training."""
         return settings.epochs
-
-    def bundles(self, settings: MnistTrial, cpus: int, gpus: float) -> list[dict[str, float]]:
-        """Returns the one process of a trial."""
-        return [{"CPU": cpus, "memory": TRIAL_BYTES} | ({"GPU": gpus} if gpus else {})]
 
     def objective(self, row: Row, settings: MnistTrial) -> float | None:
         """Returns the validation accuracy where the protocol has one, else the test accuracy."""
@@ -137,21 +131,9 @@ class MnistJob(Job):
 
         return write
 
-    def rows(self, folder: Path) -> list[dict[str, Any]]:
-        """Returns one row an epoch."""
-        return read_epochs(folder)
-
-    def newest_checkpoint(self, folder: Path) -> tuple[Path, int] | None:
-        """Returns the whole checkpoint with the most epochs."""
-        return newest_state(folder.glob("checkpoint_*"))
-
     def line(self, row: Row, settings: MnistTrial) -> str:
         """Returns epoch, loss and accuracies."""
         return epoch_line({**settings.classifier(), **row}).partition(": ")[2]
-
-    def seconds_per_unit(self, row: Row) -> float | None:
-        """Returns the seconds of an epoch's updates."""
-        return row.get("seconds")
 
     def typical_seconds(self, settings: MnistTrial) -> tuple[float, str]:
         """Returns what an epoch took in RESULTS.md's first run of MNIST, for as many images."""

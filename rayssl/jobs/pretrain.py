@@ -12,11 +12,10 @@ from ray import tune
 
 from rayssl.backbones.weights import file_sha256
 from rayssl.data.class_folders import ClassFolders
-from rayssl.jobs import Job, Row, Write
+from rayssl.jobs import EpochJob, Row, Write
 from rayssl.pretraining import Arch, Pretraining, PretrainSettings, check_data
 from rayssl.pretraining_job import progress_line
-from rayssl.report import read_epochs
-from rayssl.trainables import EpochTrainable, EpochWriter, newest_state
+from rayssl.trainables import EpochTrainable, EpochWriter
 
 TRIAL_BYTES = 3e9  # a guess, not measured: activations of a ResNet-50 over four copies of a batch
 SCALARS = (
@@ -33,7 +32,7 @@ class PretrainTrial:
       data: folder with one folder a class, of the images to train on; all nodes see it.
       validation: the like, of images whose accuracies are measured after each epoch.
       aux_task: the pretext task; none: plain supervised training.
-      others: see `rayssl.pretraining.PretrainSettings`.
+      others: see `rayssl.pretraining.PretrainSettings`, whose `lr_steps` stay its own.
     """
 
     data: Path | None = None
@@ -126,12 +125,12 @@ class TrialOfPretraining(EpochTrainable):
         part.rename(part.with_name(f"{settings.arch}-{file_sha256(part)[:8]}.pth"))
 
 
-class PretrainJob(Job):
+class PretrainJob(EpochJob):
     """Supervised training with a pretext task, section V-B; a step of progress is an epoch."""
 
     name: ClassVar = "pretrain"
     settings: ClassVar = PretrainTrial
-    unit: ClassVar = "epoch"
+    trial_bytes: ClassVar = TRIAL_BYTES
     metric: ClassVar = "validation_accuracy"
     judged_by: ClassVar = (
         "the last validation accuracy; without --validation the accuracy in training, with "
@@ -151,10 +150,6 @@ class PretrainJob(Job):
         """Returns the epochs of a training."""
         return settings.epochs
 
-    def bundles(self, settings: PretrainTrial, cpus: int, gpus: float) -> list[dict[str, float]]:
-        """Returns the one process of a trial."""
-        return [{"CPU": cpus, "memory": TRIAL_BYTES} | ({"GPU": gpus} if gpus else {})]
-
     def objective(self, row: Row, settings: PretrainTrial) -> float | None:
         """Returns the first that a row has of the accuracies that `judged_by` names."""
         names = (self.metric, "accuracy") if settings.labels else ("validation_aux_accuracy",)
@@ -170,21 +165,9 @@ class PretrainJob(Job):
 
         return write
 
-    def rows(self, folder: Path) -> list[dict[str, Any]]:
-        """Returns one row an epoch."""
-        return read_epochs(folder)
-
-    def newest_checkpoint(self, folder: Path) -> tuple[Path, int] | None:
-        """Returns the whole checkpoint with the most epochs."""
-        return newest_state(folder.glob("checkpoint_*"))
-
     def line(self, row: Row, settings: PretrainTrial) -> str:
         """Returns epoch, loss and accuracies."""
         return progress_line({**row, "epoch_done": True}, settings.epochs)
-
-    def seconds_per_unit(self, row: Row) -> float | None:
-        """Returns the seconds of an epoch with its validation."""
-        return row.get("seconds")
 
     def typical_seconds(self, settings: PretrainTrial) -> tuple[float, str]:
         """Returns what an epoch of these images takes at a guess."""
