@@ -100,9 +100,14 @@ class Agent:
 
     @property
     def name(self) -> str:
-        """The agent in a few words, e.g. `paper-code, rotation, 1000000 steps`; how sticky, too."""
-        named = trained_with(self.settings)
+        """The agent in a few words, e.g. `paper-code, rotation, 1000000 steps`.
+
+        The weight of its pretext loss is named if it is not the paper's 1, and how sticky it was.
+        """
+        named, weight = trained_with(self.settings), aux_weight_of(self.settings)
         task = "no aux task" if named == "none" else named
+        if named != "none" and weight is not None and weight != 1:
+            task += f" of weight {weight:g}"
         sticky = self.settings.get("sticky")
         words = [self.settings["network"], task, f"{self.settings['env_steps']} steps"]
         return ", ".join(words + ([f"trained with sticky {sticky:g}"] if sticky else []))
@@ -195,6 +200,14 @@ def make_agent(
 def trained_with(settings: Mapping[str, Any]) -> str:
     """Returns the pretext tasks that an agent was trained with, by its `model.json`; `none`."""
     return str(settings.get("trained_with") or settings.get("aux_task") or "none")
+
+
+def aux_weight_of(settings: Mapping[str, Any]) -> float | None:
+    """Returns the (largest) weight of the pretext losses; None: a `model.json` without it."""
+    if trained_with(settings) == "none":
+        return 0.0
+    weight = settings.get("aux_weight")
+    return float(weight) if isinstance(weight, int | float) else None
 
 
 def export_agent(checkpoint: str | Path, folder: Path) -> Agent:

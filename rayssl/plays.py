@@ -11,12 +11,14 @@ class Play(NamedTuple):
     """What evaluations of one game have to share before a mean over seeds is taken of them.
 
     Attributes:
-      aux_task, network, env_steps: of the training; the random agent has no network and no steps.
+      aux_task, aux_weight, network, env_steps: of the training; the random agent has no network
+        and no steps. The weight is None where its checkpoint does not say.
       epsilon: share of random actions; None for the random agent.
       sticky: probability that the console repeats an action.
     """
 
     aux_task: str
+    aux_weight: float | None
     network: str | None
     env_steps: int | None
     epsilon: float | None
@@ -32,7 +34,9 @@ class Play(NamedTuple):
 def play_of(found: Evaluation) -> Play:
     """Returns how an evaluation was played."""
     epsilon = None if found.agent == "random" else found.epsilon
-    return Play(found.aux_task, found.network, found.env_steps, epsilon, found.sticky)
+    return Play(
+        found.aux_task, found.aux_weight, found.network, found.env_steps, epsilon, found.sticky
+    )
 
 
 def played_alike(found: Sequence[Evaluation]) -> dict[Play, list[Evaluation]]:

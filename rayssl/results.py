@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 import pandas as pd
 
 from rayssl.envs.atari import game_title
-from rayssl.evaluation import trained_with
+from rayssl.evaluation import aux_weight_of, trained_with
 from rayssl.presets import AtariRun
 from rayssl.report import read_epochs, read_run
 from rayssl.training import ClassifierSettings
@@ -168,7 +168,8 @@ class Run:
 class Evaluation:
     """Whole games of a trained agent, or of the random one: a row of experiments/evaluate.py.
 
-    `network`, `seed`, `env_steps`: of the training; None for the random agent. `epsilon`, `sticky`:
+    `network`, `seed`, `env_steps`: of the training; None for the random agent. `aux_weight`: the
+    largest of its pretext losses; None in files that are older than it. `epsilon`, `sticky`:
     of the play. `life_mean`: the mean over lives of their clipped scores; None in files that are
     older than it.
     """
@@ -176,6 +177,7 @@ class Evaluation:
     game: str
     agent: str
     aux_task: str
+    aux_weight: float | None
     network: str | None
     seed: int | None
     env_steps: int | None
@@ -529,7 +531,8 @@ def _read_evaluation(path: Path, found: Results, seen: set[Path]) -> None:
             summary = row["summary"]
             found.evaluations.append(Evaluation(
                 game=str(row["game"]), agent=str(row["agent"]),
-                aux_task=trained_with(model), network=model.get("network"),
+                aux_task=trained_with(model), aux_weight=aux_weight_of(model),
+                network=model.get("network"),
                 seed=model.get("seed"), env_steps=model.get("env_steps"),
                 epsilon=float(saved["settings"]["epsilon"]),
                 sticky=float(played.get("sticky") or 0.0), num=int(summary["num"]),

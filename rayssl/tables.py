@@ -315,7 +315,12 @@ def _own_arms(agent: str, studies: Sequence[Study]) -> dict[str, dict[str, list[
 
 
 def _paper_agent(found: Evaluation) -> str:
-    return "Random" if found.agent == "random" else PAPER_AGENTS.get(found.aux_task, found.aux_task)
+    """The row of Table IV, or a name that is none: of other tasks, of other weights than 1."""
+    if found.agent == "random":
+        return "Random"
+    if found.aux_task != "none" and found.aux_weight not in (1, None):
+        return found.agent
+    return PAPER_AGENTS.get(found.aux_task, found.aux_task)
 
 
 def _lives(found: Sequence[Evaluation], game: str) -> str | None:
@@ -397,7 +402,11 @@ def _evaluated(
 def _may_be_of(found: Evaluation, study: Study, arm: Arm) -> bool:
     """Whether an arm's training may have made the agent of an evaluation."""
     network = dict(study.context).get("network")
-    return found.aux_task == arm.key.task and found.network in (network, None)
+    return (
+        found.aux_task == arm.key.task
+        and found.network in (network, None)
+        and found.aux_weight in (arm.key.weight, None)
+    )
 
 
 def evaluation_rows(found: Sequence[Evaluation]) -> list[Row]:

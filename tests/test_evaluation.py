@@ -21,6 +21,7 @@ from rayssl.evaluation import (
     Agent,
     ColourTwin,
     _times,
+    aux_weight_of,
     check_play,
     export_agent,
     games_per_env,
@@ -232,6 +233,18 @@ def test_guess_of_a_combination_is_that_of_its_first_pretext_task(tmp_path: Path
     assert guess is not None
     logits = agent.network(torch.from_numpy(guess.x_hat)[None], "aux/rotation")
     np.testing.assert_allclose(guess.probabilities, logits.softmax(1)[0].detach(), rtol=1e-5)
+
+
+def test_agent_names_its_aux_weight_unless_it_is_the_papers(tmp_path: Path) -> None:
+    folder = save_agent(tmp_path / "agent", aux_task="permutation")
+    settings = json.loads((folder / "model.json").read_text())
+    for weight, words in ((0.1, "permutation of weight 0.1"), (1.0, "permutation")):
+        (folder / "model.json").write_text(json.dumps({**settings, "aux_weight": weight}))
+        agent = load_agent(folder)
+        assert agent.name == f"{agent.settings['network']}, {words}, 1000 steps"
+        assert aux_weight_of(export_agent(folder, tmp_path / str(weight)).settings) == weight
+    assert aux_weight_of(settings) is None
+    assert aux_weight_of({**settings, "aux_task": None}) == 0
 
 
 def test_run_folder_gives_the_checkpoint_with_the_most_steps(tmp_path: Path) -> None:

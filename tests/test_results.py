@@ -487,8 +487,8 @@ def test_seed_that_ended_early_counts_in_no_cell_of_its_arm(tmp_path: Path) -> N
 def evaluated(mean: float = 99.0, **changes: Any) -> Evaluation:
     """An evaluation of plain DQN on Pong over 100 games, after 100,000 steps."""
     usual: dict[str, Any] = {
-        "game": "Pong", "agent": "nature, no aux task", "aux_task": "none", "network": "nature",
-        "seed": 0, "env_steps": 100_000, "epsilon": 0.01, "sticky": 0.0, "num": 100, "mean": mean,
+        "game": "Pong", "agent": "nature, no aux task", "aux_task": "none", "aux_weight": 0.0,
+        "network": "nature", "seed": 0, "env_steps": 100_000, "epsilon": 0.01, "sticky": 0.0, "num": 100, "mean": mean,
         "low": None, "high": None, "iqm": mean, "life_mean": mean, "commit": "abc", "source": "a",
     }  # fmt: skip
     return Evaluation(**(usual | changes))
@@ -521,6 +521,22 @@ def test_agents_are_averaged_once_each_and_only_if_they_were_played_alike(
     rows = {row["agent"]: row for row in table_4([], found)}
     assert rows["DQN"]["Pong, whole games"] == cell
     assert rows["DQN"]["Pong, same measure"] == cell.split(" ")[0]
+
+
+def test_agent_of_another_aux_weight_stands_in_no_row_of_the_papers_table(tmp_path: Path) -> None:
+    of_task = {"agent": "nature, permutation", "aux_task": "permutation"}
+    found = [evaluated(12.0, aux_weight=0.1, **of_task), evaluated(3.0, aux_weight=1.0, **of_task)]
+    rows = {row["agent"]: row for row in table_4([], found)}
+    assert rows["Sequence"]["Pong, whole games"] == "3.00 (1 agent of 100,000 steps, 100 games)"
+    assert table_4([], found[:1])[-1]["Pong, whole games"] == "not run"
+    write_game(tmp_path / "a", {100_000: -9}, aux_task="permutation", aux_weight=1.0)
+    rows = {row["agent"]: row for row in table_4(make_studies(read_results([tmp_path])), found)}
+    name = "Sequence: permutation, weight 1"
+    assert rows[name]["Pong, whole games"] == "3.00 (1 agent of 100,000 steps, 100 games)"
+    old = evaluated(5.0, aux_weight=None, **of_task)  # its file does not say
+    assert {r["agent"]: r for r in table_4([], [old])}["Sequence"]["Pong, whole games"] == (
+        "5.00 (1 agent of 100,000 steps, 100 games)"
+    )
 
 
 def test_random_agent_is_one_whatever_the_file_says_of_epsilon() -> None:

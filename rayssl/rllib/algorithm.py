@@ -438,6 +438,7 @@ class AuxDQN(Algorithm):
             "game": settings.game,
             "network": self.config.network,
             "aux_task": self.config.aux_task,
+            "aux_weight": self.config.top_aux_weight if self.config.aux_task else 0.0,
             "stack": settings.stack,
             "frame_size": settings.frame_size,
             "frame_skip": settings.frame_skip,
