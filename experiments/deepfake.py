@@ -290,6 +290,7 @@ def trials_of(run: Probe, faces: FaceSet) -> list[ProbeSettings]:
     for name in ("protocol", "backbone", "classifier"):
         if not getattr(run, name):
             raise ValueError(f"--{name} needs at least one value, got none.")
+    check_effects(run)
     files = weight_files(run)
     kinds = {p: run.split or ("random", hard_split(p, run, faces)[0]) for p in run.protocol}
     found: dict[str, ProbeSettings] = {}
@@ -315,6 +316,29 @@ def trials_of(run: Probe, faces: FaceSet) -> list[ProbeSettings]:
     for settings in splits.values():
         split_of(settings, faces)
     return list(found.values())
+
+
+def check_effects(run: Probe) -> None:
+    """Raises ValueError for an option that no trial of the command would use."""
+    usual, strict = Probe(), "strict" in run.protocol
+    inert = {
+        "epochs": "paper-code" not in run.protocol and "sgd" not in run.classifier,
+        "c": not strict or "logistic" not in run.classifier,
+        "classifier": not strict,
+        "validation_share": not strict,
+    }
+    acts_on = {
+        "epochs": "--classifier sgd and --protocol paper-code",
+        "c": "--classifier logistic under --protocol strict",
+        "classifier": "--protocol strict; paper-code has its own head",
+        "validation_share": "--protocol strict; paper-code has no validation part",
+    }
+    for name, is_inert in inert.items():
+        if is_inert and getattr(run, name) != getattr(usual, name):
+            raise ValueError(
+                f"--{name.replace('_', '-')} acts on {acts_on[name]}: no trial of this command "
+                "uses it. Leave it out, or add what it acts on."
+            )
 
 
 def layers_of(run: Probe, backbone: str) -> tuple[str | None, ...]:
@@ -399,7 +423,6 @@ def probe(run: Probe) -> str:
     """Runs the trials of a command line and returns their tables as markdown."""
     made: list[Path] = []
     try:
-        run = with_saved(run) if run.resume else run
         folder = experiment_folder(run)
         if run.faces is None:
             raise ValueError("No faces given. Pass the folder that demo or prepare wrote.")
@@ -409,7 +432,10 @@ def probe(run: Probe) -> str:
                 f"{folder} was started with other faces than {run.faces} holds now. Results of two "
                 "face sets do not mix: start another experiment with --name."
             )
-        wanted, missing = without_missing(trials_of(run, faces), read_epochs(folder))
+        trials, log = trials_of(run, faces), read_epochs(folder)
+        wanted, missing = without_missing(trials, log)
+        begun = {row["backbone"] for row in log} & missing.keys()
+        cut_off = pending(folder, [s for s in trials if s.backbone in begun])
         notes = split_notes(run, faces)
         place = Place(
             str(run.faces.resolve()),
@@ -446,7 +472,8 @@ def probe(run: Probe) -> str:
         except (ValueError, OSError, RuntimeError) as error:
             failed.append(" ".join(str(error).split()))
         ray.shutdown()
-    return finish(folder, wanted, missing, notes, dataset_of(faces), failed)
+    wanted = [*wanted, *cut_off]  # the weights of backbones that ran in part were there once
+    return finish(folder, wanted, missing, run.protocol, notes, dataset_of(faces), failed)
 
 
 def show(bar: Any, done: int, total: int) -> None:
@@ -465,28 +492,40 @@ def config_of(settings: ProbeSettings, place: Place, run: Probe, folder: Path) -
     }  # fmt: skip
 
 
-def with_saved(run: Probe) -> Probe:
-    """Returns the settings that the folder to resume was started with, and what may be new in them.
+def saved_probe(folder: Path) -> Probe:
+    """Returns the settings that the experiment in this folder was started with.
 
+    Raises:
+      FileNotFoundError, ValueError: if there are none, or they are damaged.
+    """
+    saved = read_settings(folder)["settings"]
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(Probe):
+        value: Any = saved.get(field.name, field.default)
+        value = tuple(value) if isinstance(value, list) else value
+        is_path = isinstance(value, str) and "Path" in str(field.type)
+        values[field.name] = Path(value) if is_path else value
+    return Probe(**values | {"resume": folder})
+
+
+def with_saved(argv: Sequence[str], folder: Path) -> Probe:
+    """Returns the settings to go on with: those of the start, and what the command line says anew.
+
+    Args:
+      argv: of the sub-command, without its name.
     Raises:
       ValueError: if the experiment is asked to change.
     """
-    assert run.resume is not None
-    saved = read_settings(run.resume)["settings"]
-    values: dict[str, Any] = {}
+    saved = saved_probe(folder)
+    run: Probe = tyro.cli(Probe, args=argv, default=saved)
     for field in dataclasses.fields(Probe):
-        asked, old = getattr(run, field.name), saved.get(field.name, field.default)
-        old = tuple(old) if isinstance(old, list) else old
-        old = Path(old) if isinstance(old, str) and "Path" in str(field.type) else old
-        if asked == field.default:
-            asked = old
+        asked, old = getattr(run, field.name), getattr(saved, field.name)
         if asked != old and field.name not in MAY_DIFFER:
             raise ValueError(
-                f"{run.resume} was started with {field.name} {old}, got {asked}. A resumed "
+                f"{folder} was started with {field.name} {old}, got {asked}. A resumed "
                 "experiment keeps its settings; start another one with --name."
             )
-        values[field.name] = asked
-    return Probe(**values | {"resume": run.resume})
+    return run
 
 
 def experiment_folder(run: Probe) -> Path:
@@ -542,15 +581,15 @@ def check_resources(run: Probe) -> None:
 
 
 def finish(
-    folder: Path, trials: Sequence[ProbeSettings], missing: dict[str, str], notes: Sequence[str],
-    dataset: str, failed: list[str],
+    folder: Path, trials: Sequence[ProbeSettings], missing: dict[str, str],
+    protocols: Sequence[str], notes: Sequence[str], dataset: str, failed: list[str],
 ) -> str:  # fmt: skip
     """Writes and prints tables and figure of what has finished; exits with 1 or 75 if some miss.
 
     Exits with 2 and one line if a trial's scores are damaged.
     """
     try:
-        text = write_report(folder, folder, missing, notes, dataset)
+        text = write_report(folder, folder, missing, protocols, notes, dataset)
     except (ValueError, OSError) as error:
         refuse(error)
     finally:
@@ -564,8 +603,9 @@ def finish(
 
 
 def write_report(
-    folder: Path, out: Path, missing: dict[str, str], notes: Sequence[str], dataset: str
-) -> str:
+    folder: Path, out: Path, missing: dict[str, str], protocols: Sequence[str],
+    notes: Sequence[str], dataset: str,
+) -> str:  # fmt: skip
     """Writes report.md and table3.png of an experiment's finished trials, and prints the tables.
 
     Raises:
@@ -577,7 +617,7 @@ def write_report(
         Finished(row, load_scores(folder / SCORES / f"{name}.npz"))
         for name, row in rows.items() if name in names
     ]  # fmt: skip
-    text = deepfake_report(done, dataset=dataset, missing=missing)
+    text = deepfake_report(done, dataset=dataset, missing=missing, protocols=protocols)
     text = "\n\n".join([text, *notes])
     figure = plot_deepfake(done, out / "table3.png", dataset=dataset)
     (out / "report.md").write_text(f"{text}\n\n![Table III]({figure.name})\n")
@@ -591,7 +631,8 @@ def report(settings: Report) -> str:
         saved = read_settings(settings.run)
         check_writable(settings.out)
         return write_report(
-            settings.run, settings.out, saved.get("missing", {}), saved.get("notes", []),
+            settings.run, settings.out, saved.get("missing", {}),
+            saved["settings"].get("protocol", ["strict"]), saved.get("notes", []),
             saved["faces"]["dataset"],
         )  # fmt: skip
     except (ValueError, OSError) as error:
@@ -614,8 +655,14 @@ COMMANDS: dict[type, Callable[[Any], Any]] = {
 
 def main(argv: Sequence[str] | None = None) -> Any:
     """Runs the sub-command of a command line and returns what it returns."""
+    argv = sys.argv[1:] if argv is None else argv
     commands: Any = Union[tuple(COMMANDS)]  # noqa: UP007
     settings = tyro.cli(commands, args=argv)
+    if isinstance(settings, Probe) and settings.resume:  # again, with the start's values as default
+        try:
+            settings = with_saved(argv[1:], settings.resume)
+        except (ValueError, OSError) as error:
+            refuse(error)
     return COMMANDS[type(settings)](settings)
 
 

@@ -3,7 +3,7 @@
 import math
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from rayssl.deepfake import OTHER, PROTOCOLS, TABLE_III, CropScores
+from rayssl.backbones.images import image_backbone_spec
+from rayssl.backbones.weights import hash_in_name
+from rayssl.deepfake import OTHER, PROTOCOLS, RANDOM, TABLE_III, CropScores
 from rayssl.detection_metrics import (
     METRICS,
     Interval,
@@ -74,13 +76,17 @@ def load_scores(path: Path) -> CropScores:
         ) from error
 
 
-def deepfake_report(trials: Sequence[Finished], *, dataset: str, missing: Mapping[str, str]) -> str:
+def deepfake_report(
+    trials: Sequence[Finished], *, dataset: str, missing: Mapping[str, str],
+    protocols: Collection[str] = (),
+) -> str:  # fmt: skip
     """Returns all tables as markdown, under headings.
 
     Args:
       trials: the finished ones.
       dataset: what the faces are; stands in every heading of a number.
       missing: backbone -> why it was not run, one line.
+      protocols: those that were asked for; one of which nothing ran shows its rows as not run.
     """
     arms = _arms(trials)
     frames, videos = (
@@ -90,16 +96,19 @@ def deepfake_report(trials: Sequence[Finished], *, dataset: str, missing: Mappin
     parts: list[str] = []
     for protocol in PROTOCOLS:
         own = {arm: found for arm, found in frames.items() if arm.protocol == protocol}
-        nothing_ran = missing and not frames and protocol == "strict"
-        if not own and not nothing_ran:
+        if not own and not (missing and protocol in protocols):
             continue
         parts += [
             f"### Table III under `{protocol}`, {dataset}: accuracy per frame in percent",
             f"Reported: {CHOSEN_BY[protocol]}. The paper's numbers are of other data.",
-            markdown_table(_table_3(own, missing)),
+            markdown_table(_table_3(own, missing, _weights(arms))),
         ]
     if missing:
-        parts.append("\n".join(f"- {_row_name(b)}: not run: {why}" for b, why in missing.items()))
+        ran = {arm.backbone for arm in arms}
+        parts.append("\n".join(
+            f"- {_row_name(b)}: {'not run further' if b in ran else 'not run'}: {why}"
+            for b, why in missing.items()
+        ))  # fmt: skip
     if not arms:
         return "\n\n".join([*parts, "No trial has finished yet."])
     for level, found in (("frame", frames), ("video", videos)):
@@ -192,20 +201,46 @@ def _intervals(trials: Sequence[Finished], level: str) -> dict[str, Interval]:
     return metric_intervals([per_cluster(s) for s in scored] if level == "video" else scored)
 
 
-def _table_3(arms: Mapping[Arm, Summary], missing: Mapping[str, str]) -> list[dict[str, Any]]:
+def _weights(arms: Mapping[Arm, Sequence[Finished]]) -> dict[str, str]:
+    """Backbone -> whose weights its rows stand for: drawn, the published file's, or another's."""
+    found: dict[str, dict[str, None]] = {}
+    for arm, trials in arms.items():
+        for trial in trials:
+            own = found.setdefault(arm.backbone, {})
+            own |= {_weights_name(arm.backbone, trial.row.get("weights_id")): None}
+    return {backbone: ", ".join(filter(None, names)) for backbone, names in found.items()}
+
+
+def _weights_name(backbone: str, weights_id: str | None) -> str:
+    """`published` only where the file has the hash that its publisher put into its name."""
+    if weights_id is None:  # a log that is older than it
+        return ""
+    if weights_id.startswith(RANDOM):
+        return "drawn"
+    try:
+        file = image_backbone_spec(backbone).weights
+    except ValueError:  # of a plug-in that is not here
+        file = None
+    published = hash_in_name(Path(file.name)) if file else None
+    return "published" if published and weights_id.startswith(published) else f"file {weights_id}"
+
+
+def _table_3(
+    arms: Mapping[Arm, Summary], missing: Mapping[str, str], weights: Mapping[str, str]
+) -> list[dict[str, Any]]:
     splits = list(dict.fromkeys(arm.split for arm in arms)) or ["random"]
     rows: dict[tuple[str, ...], dict[str, Any]] = {}
     for arm, found in arms.items():
         row = rows.setdefault((arm.backbone, arm.layer, arm.classifier), {
             "method": _row_name(arm.backbone), "layer": arm.layer, "classifier": arm.classifier,
-            "seeds": found.seeds,
+            "weights": weights[arm.backbone] or None, "seeds": found.seeds,
         })  # fmt: skip
         row[_split_name(arm.split)] = _cell("accuracy", found.metrics["accuracy"])
-    for backbone in missing:
+    for backbone in set(missing) - {arm.backbone for arm in arms}:
         rows[(backbone,)] = {"method": _row_name(backbone), _split_name(splits[0]): "not run"}
     order = [*TABLE_III, *(key[0] for key in rows if key[0] not in TABLE_III)]
     shown = sorted(rows, key=lambda key: order.index(key[0]))
-    names = ["method", "layer", "classifier", "seeds", *map(_split_name, splits)]
+    names = ["method", "layer", "classifier", "weights", "seeds", *map(_split_name, splits)]
     table = []
     for key in shown:
         paper = TABLE_III.get(key[0], OTHER)

@@ -84,6 +84,20 @@ def no_network(url: str, path: Path) -> Path:
         (["--test-share", "1"], "test_share must be in (0, 1), got 1.0."),
         (["--classifier", "sgd", "--epochs", "0"], "1 or more, got 0."),
         (["--classifier", "adam"], "must be one of logistic, sgd, knn, got 'adam'."),
+        (
+            ["--epochs", "3"],
+            "--epochs acts on --classifier sgd and --protocol paper-code: no trial",
+        ),
+        (["--classifier", "knn", "--c", "1"], "--c acts on --classifier logistic under --protocol"),
+        (["--protocol", "paper-code", "--c", "1"], "--c acts on --classifier logistic"),
+        (
+            ["--protocol", "paper-code", "--classifier", "knn"],
+            "--classifier acts on --protocol strict; paper-code has its own head: no trial of this",
+        ),
+        (
+            ["--protocol", "paper-code", "--validation-share", "0.3"],
+            "--validation-share acts on --protocol strict; paper-code has no validation part",
+        ),
         (["--split", "part"], "A part split cannot be made"),
         (["--name", "a/b"], "--name must be a plain folder name, got 'a/b'."),
         (["--name", ".."], "--name must be a plain folder name, got '..'."),
@@ -128,6 +142,18 @@ def test_resumed_experiment_keeps_its_settings_and_faces(
     assert "was started with classifier ('knn',), got ('sgd',)." in err
     write_settings(tmp_path, "another", faces=str(faces.folder), backbone=["resnet50-random"])
     assert "Results of two face sets do not mix" in refused("probe", "--resume", str(tmp_path))
+
+
+def test_resumed_experiment_takes_a_default_that_the_command_line_names(tmp_path: Path) -> None:
+    write_settings(tmp_path, "0", faces="faces", num_gpus=1.0, num_cpus=4, seeds=3)
+    run = deepfake.with_saved(["--resume", str(tmp_path), "--num-gpus", "0"], tmp_path)
+    assert (run.num_gpus, run.num_cpus, run.seeds, run.faces) == (0.0, 4, 3, Path("faces"))
+    words = ["--resume", str(tmp_path), "--num-cpus", "1", "--seeds", "1"]
+    run = deepfake.with_saved(words, tmp_path)
+    assert (run.num_gpus, run.num_cpus, run.seeds, run.resume) == (1.0, 1, 1, tmp_path)
+    write_settings(tmp_path, "0", classifier=["knn"])
+    with pytest.raises(ValueError, match="was started with classifier .*knn.*, got .*logistic"):
+        deepfake.with_saved([*words, "--classifier", "logistic"], tmp_path)
 
 
 def test_damaged_scores_of_a_finished_trial_are_one_line_that_says_what_to_do(
@@ -340,6 +366,31 @@ def test_job_of_a_sweep_checks_and_judges_by_validation(faces: FaceSet) -> None:
     assert job.reported(rows, paper) == 0.9
     with pytest.raises(ValueError, match="layer of resnet50-random"):
         job.check(dataclasses.replace(settings, layer="conv1"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "acting"),
+    [
+        ({"classifier": "knn", "c": 0.1, "epochs": 3}, {"classifier": "knn"}),
+        ({"classifier": "sgd", "c": 0.1, "epochs": 3}, {"classifier": "sgd", "epochs": 3}),
+        ({"c": 0.1}, {"c": 0.1}),
+        (
+            {"protocol": "paper-code", "classifier": "knn", "c": 0.1, "epochs": 3},
+            {"protocol": "paper-code", "classifier": "adam", "epochs": 3},
+        ),
+        (
+            {"protocol": "paper-code", "validation_share": 0.3},
+            {"protocol": "paper-code", "classifier": "adam"},
+        ),
+    ],
+)
+def test_sweep_over_classifiers_and_protocols_leaves_out_what_does_not_act(
+    settings: dict[str, Any], acting: dict[str, Any], faces: FaceSet
+) -> None:
+    job = find_job("deepfake")
+    found = job.plain(job.from_json({"faces": str(faces.folder), **settings}))
+    job.check(found)
+    assert found.probe() == ProbeSettings(**acting)
 
 
 def test_trial_of_a_sweep_names_its_faces_and_others_are_refused(faces: FaceSet) -> None:

@@ -488,7 +488,8 @@ def evaluated(mean: float = 99.0, **changes: Any) -> Evaluation:
     """An evaluation of plain DQN on Pong over 100 games, after 100,000 steps."""
     usual: dict[str, Any] = {
         "game": "Pong", "agent": "nature, no aux task", "aux_task": "none", "aux_weight": 0.0,
-        "network": "nature", "seed": 0, "env_steps": 100_000, "epsilon": 0.01, "sticky": 0.0, "num": 100, "mean": mean,
+        "network": "nature", "seed": 0, "env_steps": 100_000, "epsilon": 0.01, "sticky": 0.0,
+        "num": 100, "mean": mean,
         "low": None, "high": None, "iqm": mean, "life_mean": mean, "commit": "abc", "source": "a",
     }  # fmt: skip
     return Evaluation(**(usual | changes))

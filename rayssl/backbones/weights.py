@@ -197,14 +197,14 @@ def load_strictly(
     module.load_state_dict(given)
 
 
-def _hash_in_name(path: Path) -> str | None:
+def hash_in_name(path: Path) -> str | None:
     """The beginning of a hash that a file's name tells, as in resnet50-0676ba61.pth; no date."""
     found = HASH_IN_NAME.search(path.name)
     return found[1] if found and not DATE.fullmatch(found[1]) else None
 
 
 def _check_hash(path: Path, found: str, expected: str | None) -> None:
-    in_name = _hash_in_name(path)
+    in_name = hash_in_name(path)
     for prefix in (expected, in_name):
         if prefix and not found.startswith(prefix.lower()):
             rename = ", or rename it if that part of its name is no hash" * (prefix == in_name)

@@ -124,7 +124,18 @@ class DeepfakeJob(EpochJob):
         )  # fmt: skip
 
     def plain(self, settings: DeepfakeTrial) -> DeepfakeTrial:
-        """Returns the settings with the fingerprint of the faces as they are now."""
+        """Returns the settings with the faces' fingerprint of now, and the usual values of options
+        that do not act: of a protocol's own head, of another classifier.
+        """
+        usual: dict[str, Any] = {}
+        if settings.protocol == "paper-code":
+            usual = {"classifier": "adam", "validation_share": DeepfakeTrial.validation_share}
+        classifier = usual.get("classifier", settings.classifier)
+        if classifier != "logistic":
+            usual["c"] = None
+        if classifier not in ("sgd", "adam"):
+            usual["epochs"] = None
+        settings = dataclasses.replace(settings, **usual)
         try:
             fingerprint = _load(settings.faces).fingerprint
         except (ValueError, OSError):
