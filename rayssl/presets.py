@@ -140,11 +140,14 @@ class Setting:
 
 _CODE = "paper-code.md (the authors' code)"
 _MNIH = "Mnih et al. 2015, Ext. Data Table 1"
+_MNIH_TEXT = "Mnih et al. 2015, Methods"
 _DRQ = "Agarwal et al. 2021: DrQ(eps), dopamine labs/atari_100k/configs/DrQ_eps.gin"
-# Two runs whose scores speak for the values together; each value by itself has no rival on file.
+# Runs whose scores speak for the values together; each value by itself has no rival on file.
 _OURS = (
-    "ours, not compared with others: plain DQN scores 17.2 in Pong after 260,096 steps "
-    "(results/pong-first), 10.5 in Breakout after 200,704 (results/paper-breakout-second)"
+    "ours, not compared with others: plain DQN, seed 0, scores in Pong 17.2 after 260,096 steps "
+    "(results/pong-first), -2.3 after 204,800 on a GPU (results/pong-gpu-long), 7.5, 13.7 and 18.3 "
+    "after 301,056, 401,408 and 450,560 (results/pong-cpu-long); in Breakout 10.5 after 200,704 "
+    "(results/paper-breakout-second)"
 )
 _BUDGET = "ours: what 2 CPU cores can do"
 
@@ -157,12 +160,12 @@ _PONG_SOURCES = {
     "aux_samples": "ours: where two classes look alike there is no right answer",
     "aux_every": "section IV-B: alternate",
     "schedule": "section IV-B: alternate",
-    "pretrain_updates": "section IV-B: none in the main runs",
+    "pretrain_updates": "Fig. 11: pretraining is for its maps alone",
     "freeze_trunk": "section IV-B: all losses train the trunk",
     "optimizers": "ours: one Adam, one memory of the shared trunk's gradients",
     "steps": _BUDGET,
     "envs_per_worker": "ours: one forward pass serves 8 games",
-    "network": _MNIH,
+    "network": _MNIH_TEXT + ", Model architecture",
     "frame_size": "section V-A",
     "sticky": _CODE + ": NoFrameskip-v4 has none",
     "lr": _OURS,
@@ -180,9 +183,9 @@ _PONG_SOURCES = {
     "grad_clip_by": "ours: keeps the gradient's direction",
     "epsilon_end": _CODE,
     "epsilon_steps": _OURS,
-    "augment": "section V-A: none",
+    "augment": "ours: the paper has none",
     "prioritized": _DRQ + ": uniform",
-    "clip_rewards": _MNIH + ", Methods",
+    "clip_rewards": _MNIH_TEXT,
     "cut_on_life_loss": _CODE + ": an episode per life",
     "compute_dtype": "ours: speed",
 }
