@@ -434,7 +434,7 @@ def probe(run: Probe) -> str:
             )
         trials, log = trials_of(run, faces), read_epochs(folder)
         wanted, missing = without_missing(trials, log)
-        begun = {row["backbone"] for row in log} & missing.keys()
+        begun = {row.get("backbone") for row in log} & missing.keys()
         cut_off = pending(folder, [s for s in trials if s.backbone in begun])
         notes = split_notes(run, faces)
         place = Place(
