@@ -46,6 +46,7 @@ from rayssl.sweeps.folder import FINISHED, SWEEP, TABLE, SweepFolder, read_trial
 from rayssl.sweeps.paper import GAMES, Arm, ProtocolName, paper_trials
 
 SETTINGS = "settings.json"  # options and starts, in the runs' folder
+RANDOM = "random-*-evaluation.json"  # of the random agent, beside them
 KEPT = ("progress.csv", "settings.json", "status.json")  # of a training, when it is published
 
 
@@ -101,6 +102,10 @@ def check(run: PaperRun) -> None:
     check_name(run.name)
     if run.publish and run.resume is None:
         raise ValueError("--publish copies what has run: name its folder with --resume.")
+    if run.publish and run.resume and run.publish.resolve() == run.resume.resolve():
+        raise ValueError(
+            f"--publish expected another folder than --resume, got {run.publish} twice."
+        )
     for name in ("protocols", "games", "arms"):
         values = getattr(run, name)
         if not values or len(set(values)) < len(values):
@@ -158,7 +163,7 @@ def prepare(run: PaperRun) -> sweep.Sweep:
 def play_random(run: PaperRun, folder: Path) -> None:
     """Writes an evaluation of the random agent for each game that has none yet."""
     for game in run.games if "random" in run.arms else ():
-        path = folder / f"random-{game}-evaluation.json"
+        path = folder / RANDOM.replace("*", game)
         if not path.exists():
             evaluate.main([
                 "random", "--game", game, "--episodes", str(run.evaluation_games),
@@ -172,11 +177,9 @@ def publish(run: PaperRun, folder: SweepFolder) -> None:
     Everything that is there from an earlier time is replaced.
     """
     assert run.publish is not None
-    check_writable(run.publish)
-    for name in (SETTINGS, SWEEP, TABLE):
-        shutil.copy2(folder.path / name, run.publish)
-    for path in folder.path.glob("random-*-evaluation.json"):
-        shutil.copy2(path, run.publish)
+    for name in (SETTINGS, SWEEP, TABLE, RANDOM):  # without trainings there is no sweep.json
+        for path in folder.path.glob(name):
+            shutil.copy2(path, run.publish)
     exported: set[int] = set()
     for trial in folder.trials:
         own = folder.of(trial.name)
@@ -208,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         own = prepare(run)
         left = 0 if run.publish else len(own.waiting)
         if not run.dry_run:
-            made = check_writable(own.folder.path)
+            made = check_writable(run.publish or own.folder.path)
         if left:
             started_here = not ray.is_initialized()
             if started_here:
@@ -236,10 +239,11 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     if run.publish:
         publish(run, own.folder)
         shown = run.publish
-    if any(row["done"] for row in own.folder.rows()):
+    rows = own.folder.rows()
+    if any(row["done"] for row in rows) or any(shown.glob(RANDOM)):
         agents = [shown.parent / "checkpoints"] if run.publish else []
         report.main([str(shown), *map(str, agents), "--out", str(shown / "report")])
-    return own.folder.rows() if run.publish else sweep.finish(own.folder, undrawn=0)
+    return rows if run.publish or not rows else sweep.finish(own.folder, undrawn=0)
 
 
 if __name__ == "__main__":

@@ -63,6 +63,59 @@ def test_all_arms_of_the_first_seed_come_before_the_second() -> None:
     assert [trial.group for trial in trials] == [0, 1, 0, 1]
 
 
+def random_evaluation(path: Path) -> None:
+    """Writes what evaluate.py leaves of one game of -20 points."""
+    summary = {"num": 1, "mean": -20.0, "ci_low": None, "ci_high": None, "iqm": -20.0}
+    path.write_text(json.dumps({
+        "settings": {"epsilon": 0.01}, "commit": "c", "model": None,
+        "rows": [{"agent": "random", "game": "Pong", "summary": summary}],
+    }))  # fmt: skip
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Returns the files of the random agent that paper.py asks evaluate.py for; none is played."""
+    files: list[Path] = []
+
+    def play(words: list[str]) -> None:
+        files.append(Path(words[words.index("--json") + 1]))
+        random_evaluation(files[-1])
+
+    monkeypatch.setattr(paper.evaluate, "main", play)
+    return files
+
+
+RANDOM_ONLY = ("--arms", "random", "--games", "pong")
+
+
+def test_random_alone_ends_with_table_iv_and_can_be_published(
+    tmp_path: Path, played: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert paper.main([*RANDOM_ONLY, "--results-dir", str(tmp_path)]) == []
+    assert "|  |" not in capsys.readouterr().out
+    published = tmp_path / "published"
+    paper.main(["--resume", str(tmp_path / "paper"), "--publish", str(published)])
+    assert [file.name for file in played] == ["random-pong-evaluation.json"]
+    for folder in (tmp_path / "paper", published):
+        assert "Table IV" in (folder / "report" / "report.md").read_text()
+        assert [e.mean for e in read_results([folder]).evaluations] == [-20]
+
+
+def test_folder_killed_while_random_played_can_be_published(
+    tmp_path: Path, played: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(paper, "play_random", killed)
+    monkeypatch.setattr(paper.sweep, "place", lambda *_: (None, ""))
+    monkeypatch.setattr(paper.ray, "is_initialized", lambda: True)
+    with pytest.raises(KeyboardInterrupt):
+        paper.main(["--results-dir", str(tmp_path)])
+    paper.main(["--resume", str(tmp_path / "paper"), "--publish", str(tmp_path / "published")])
+    assert [path.name for path in (tmp_path / "published").iterdir()] == ["settings.json"]
+
+
 @pytest.mark.slow
 def test_small_run_goes_to_its_end_and_can_be_published_and_read(
     tmp_path: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch,
