@@ -150,7 +150,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if agent and settings.random:
         results["rows"].append(play(None, games, settings))
     if path:
-        path.write_text(json.dumps(results, indent=1), encoding="utf-8")
+        part = path.with_name(path.name + ".part")  # a kill leaves the old file or the new one
+        part.write_text(json.dumps(results, indent=1), encoding="utf-8")
+        part.replace(path)
         print(f"Results: {path}")
     if agent and settings.video:
         game = record_game(

@@ -11,6 +11,7 @@ side. Ends with Table IV and Figure 10; experiments/report.py reads the folder a
 """
 
 import dataclasses
+import json
 import os
 import shutil
 import sys
@@ -161,14 +162,22 @@ def prepare(run: PaperRun) -> sweep.Sweep:
 
 
 def play_random(run: PaperRun, folder: Path) -> None:
-    """Writes an evaluation of the random agent for each game that has none yet."""
+    """Writes an evaluation of the random agent for each game that has no readable one yet."""
     for game in run.games if "random" in run.arms else ():
         path = folder / RANDOM.replace("*", game)
-        if not path.exists():
+        if not is_evaluation(path):
             evaluate.main([
                 "random", "--game", game, "--episodes", str(run.evaluation_games),
                 "--json", str(path),
             ])  # fmt: skip
+
+
+def is_evaluation(path: Path) -> bool:
+    """Returns whether a file holds what evaluate.py writes; False if a kill cut it short."""
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8"))["rows"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def publish(run: PaperRun, folder: SweepFolder) -> None:

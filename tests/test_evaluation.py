@@ -481,6 +481,24 @@ def test_script_plays_random_games_and_saves_them(
     assert "| random | Pong | 3 |" in capsys.readouterr().out
 
 
+def test_kill_while_results_are_written_leaves_the_old_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Path.write_text
+
+    def killed(path: Path, text: str, **options: Any) -> int:
+        write(path, text[:10], **options)
+        raise KeyboardInterrupt
+
+    (tmp_path / "random.json").write_text("old")
+    monkeypatch.setattr(Path, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.main([
+            "random", "--game", "pong", "--smoke", "--json", str(tmp_path / "random.json"),
+        ])  # fmt: skip
+    assert (tmp_path / "random.json").read_text() == "old"
+
+
 def test_script_writes_beside_the_checkpoint_never_into_it(tmp_path: Path) -> None:
     folder = save_agent(tmp_path / "run" / "checkpoint_000001")
     before = sorted(folder.iterdir())

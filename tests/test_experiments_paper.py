@@ -101,6 +101,18 @@ def test_random_alone_ends_with_table_iv_and_can_be_published(
         assert [e.mean for e in read_results([folder]).evaluations] == [-20]
 
 
+@pytest.mark.parametrize("left", ["", '{"rows": [', "[]", "{}"])
+def test_damaged_evaluation_of_random_is_played_again_and_a_whole_one_is_kept(
+    tmp_path: Path, played: list[Path], left: str
+) -> None:
+    run = paper.PaperRun(games=("pong", "breakout"))
+    (tmp_path / "random-breakout-evaluation.json").write_text(left)
+    random_evaluation(tmp_path / "random-pong-evaluation.json")
+    paper.play_random(run, tmp_path)
+    paper.play_random(run, tmp_path)
+    assert [file.name for file in played] == ["random-breakout-evaluation.json"]
+
+
 def test_folder_killed_while_random_played_can_be_published(
     tmp_path: Path, played: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
