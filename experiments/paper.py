@@ -94,8 +94,7 @@ class PaperRun:
 
 
 # Where and whether a folder is gone on with, not what runs in it.
-MAY_DIFFER = {"address", "cpus_per_trial", "gpus_per_trial", "at_once", "dry_run", "results_dir",
-              "publish"}  # fmt: skip
+MAY_DIFFER = {"address", "cpus_per_trial", "gpus_per_trial", "at_once", "dry_run", "publish"}
 
 
 def check(run: PaperRun) -> None:

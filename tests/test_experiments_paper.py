@@ -193,11 +193,18 @@ def test_mistakes_are_one_line_and_exit_code_2(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--seeds", "5"], "was started with seeds 3, got 5"),
+        (["--results-dir", "there"], "was started with results_dir here, got there"),
+    ],
+)
 def test_resumed_folder_keeps_its_settings(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    saved = {"settings": {"seeds": 3, "name": tmp_path.name}}
+    saved = {"settings": {"seeds": 3, "name": tmp_path.name, "results_dir": "here"}}
     (tmp_path / "settings.json").write_text(json.dumps(saved))
     with pytest.raises(SystemExit):
-        paper.main(["--resume", str(tmp_path), "--seeds", "5"])
-    assert "was started with seeds 3, got 5" in capsys.readouterr().err
+        paper.main(["--resume", str(tmp_path), *words])
+    assert text in capsys.readouterr().err
