@@ -68,7 +68,8 @@ class PaperRun:
     aux_weight: float | None = None
     """Weight of the pretext loss; by default the paper's 1. Only 1 is judged."""
     evaluate_every: int | None = None
-    """Agent steps between two evaluations; by default a tenth of the training."""
+    """Agent steps between two evaluations; by default a tenth of the training, or, where ten do not
+    divide its steps, all of it: evaluated at the end alone."""
     evaluation_games: int = 100
     """Whole games of an evaluation."""
     num_workers: int = 0

@@ -50,6 +50,15 @@ def test_training_is_evaluated_ten_times_and_at_its_end() -> None:
     assert settings("strict", "pong", "none", steps=1_005).evaluate_every == 1_005
 
 
+def test_help_says_when_a_training_is_evaluated_at_its_end_alone(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        paper.main(["--help"])
+    words = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "where ten do not divide its steps, all of it" in words
+
+
 def test_all_arms_of_the_first_seed_come_before_the_second() -> None:
     trials = paper_trials(
         ["strict"], ["pong"], ["random", "none", "rotation"], 2, steps=1_000,
