@@ -40,6 +40,7 @@ from rayssl.cli import (
 )
 from rayssl.evaluation import export_agent
 from rayssl.jobs import find_job
+from rayssl.results import PAPER_CODE
 from rayssl.rllib.checkpoint import newest_whole_checkpoint
 from rayssl.rllib.start import ray_address, record_start, start_ray
 from rayssl.sweeps.axes import Trial
@@ -73,7 +74,7 @@ class PaperRun:
     evaluation_games: int = 100
     """Whole games of an evaluation."""
     num_workers: int = 0
-    """Env runner processes of each training."""
+    """Env runner processes of each training under strict; paper-code has none."""
     cpus_per_trial: int | None = None
     """Cores of a training's own process; by default shared out."""
     gpus_per_trial: float = 0.0
@@ -111,6 +112,12 @@ def check(run: PaperRun) -> None:
         values = getattr(run, name)
         if not values or len(set(values)) < len(values):
             raise ValueError(f"--{name} expected different names, got {' '.join(values) or 'none'}")
+    if run.num_workers and PAPER_CODE in run.protocols and run.resume is None:
+        raise ValueError(
+            f"--num-workers {run.num_workers} plays as many environments beside the learner; the "
+            f"protocol {PAPER_CODE} is one environment that takes turns with it. Pass --protocols "
+            "strict, or leave --num-workers at 0."
+        )
     unknown = set(run.games) - set(GAMES)
     if unknown:
         raise ValueError(

@@ -50,6 +50,10 @@ def test_training_is_evaluated_ten_times_and_at_its_end() -> None:
     assert settings("strict", "pong", "none", steps=1_005).evaluate_every == 1_005
 
 
+def test_workers_of_strict_alone_are_taken() -> None:
+    paper.check(paper.PaperRun(protocols=("strict",), num_workers=4))
+
+
 def test_help_says_when_a_training_is_evaluated_at_its_end_alone(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -184,6 +188,7 @@ def test_small_run_goes_to_its_end_and_can_be_published_and_read(
         (["--steps", "1000", "--evaluate-every", "300"], "no multiple of --evaluate-every 300"),
         (["--publish", "there"], "name its folder with --resume"),
         (["--resume", "nowhere"], "no settings.json"),
+        (["--num-workers", "1"], "protocol paper-code is one environment that takes turns with it"),
         (["--name", "a/b"], "--name must be a plain folder name"),
         (["--evaluate-every", "0"], "--evaluate-every must be 1 or more"),
     ],
