@@ -41,7 +41,6 @@ from rayssl.cli import (
 from rayssl.evaluation import export_agent
 from rayssl.jobs import find_job
 from rayssl.results import PAPER_CODE
-from rayssl.rllib.checkpoint import newest_whole_checkpoint
 from rayssl.rllib.start import ray_address, record_start, start_ray
 from rayssl.sweeps.axes import Trial
 from rayssl.sweeps.folder import FINISHED, SWEEP, TABLE, SweepFolder, read_trials
@@ -92,7 +91,8 @@ class PaperRun:
     resume: Path | None = None
     """Go on with a folder; trainings that are over are kept."""
     publish: Path | None = None
-    """Train no more: copy the logs here, and an agent of each arm to checkpoints/ beside it."""
+    """Train no more: copy the logs here, and an agent of each arm, finished or not, to
+    checkpoints/<this folder's name>/ beside it."""
 
 
 # Where and whether a folder is gone on with, not what runs in it.
@@ -102,12 +102,7 @@ MAY_DIFFER = {"address", "cpus_per_trial", "gpus_per_trial", "at_once", "dry_run
 def check(run: PaperRun) -> None:
     """Raises ValueError for options that no runs can have."""
     check_name(run.name)
-    if run.publish and run.resume is None:
-        raise ValueError("--publish copies what has run: name its folder with --resume.")
-    if run.publish and run.resume and run.publish.resolve() == run.resume.resolve():
-        raise ValueError(
-            f"--publish expected another folder than --resume, got {run.publish} twice."
-        )
+    check_publish(run)
     for name in ("protocols", "games", "arms"):
         values = getattr(run, name)
         if not values or len(set(values)) < len(values):
@@ -187,35 +182,79 @@ def is_evaluation(path: Path) -> bool:
         return False
 
 
-def publish(run: PaperRun, folder: SweepFolder) -> None:
-    """Copies logs, exports an agent of each arm (its first finished seed) and evaluates that file.
+def check_publish(run: PaperRun) -> None:
+    """Raises ValueError where --publish has nothing to copy, or would replace another run's."""
+    if run.publish is None:
+        return
+    if run.resume is None:
+        raise ValueError("--publish copies what has run: name its folder with --resume.")
+    if run.publish.resolve() == run.resume.resolve():
+        raise ValueError(
+            f"--publish expected another folder than --resume, got {run.publish} twice."
+        )
+    there = run.publish / SETTINGS
+    if there.exists() and first_start(there) != first_start(run.resume / SETTINGS):
+        raise ValueError(f"{run.publish} holds another run than {run.resume}. Choose a new folder.")
 
-    Everything that is there from an earlier time is replaced.
+
+def first_start(path: Path) -> Any:
+    """Returns when and by which command the runs of a settings.json were started; None: unknown."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["starts"][0]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def agents_folder(published: Path) -> Path:
+    """Returns where the agents of a published folder go: checkpoints/<its name>/ beside it."""
+    return published.parent / "checkpoints" / published.resolve().name
+
+
+def publish(run: PaperRun, folder: SweepFolder) -> None:
+    """Copies logs, exports an agent of each arm and evaluates that file.
+
+    What is there of these runs from an earlier time is replaced.
     """
     assert run.publish is not None
     for name in (SETTINGS, SWEEP, TABLE, RANDOM):  # without trainings there is no sweep.json
         for path in folder.path.glob(name):
             shutil.copy2(path, run.publish)
-    exported: set[int] = set()
     for trial in folder.trials:
         own = folder.of(trial.name)
         for name in KEPT:
             if (own / name).is_file():
                 (run.publish / trial.name).mkdir(exist_ok=True)
                 shutil.copy2(own / name, run.publish / trial.name)
-        done = folder.row(trial.name)["status"] == FINISHED
-        if done and trial.group not in exported:
-            exported.add(trial.group)
-            export(trial, own, run.publish.parent / "checkpoints", run.evaluation_games)
+    for group in sorted({trial.group for trial in folder.trials}):
+        arm = [trial for trial in folder.trials if trial.group == group]
+        export(arm, folder, agents_folder(run.publish), run.evaluation_games)
 
 
-def export(trial: Trial, folder: Path, into: Path, games: int) -> None:
-    """Writes the weights of a training's newest checkpoint below `into`, and their evaluation."""
-    checkpoint = newest_whole_checkpoint(folder)
-    if checkpoint is None:
+def export(arm: Sequence[Trial], folder: SweepFolder, into: Path, games: int) -> None:
+    """Writes the agent of an arm's first finished seed below `into`, and its evaluation.
+
+    Where none has finished, or none of those has a whole checkpoint, the first seed that has one
+    stands for the arm. Prints which, of how many steps, and what was passed over.
+    """
+    for trial in sorted(arm, key=lambda trial: folder.row(trial.name)["status"] != FINISHED):
+        row = folder.row(trial.name)
+        found = folder.job.newest_checkpoint(folder.of(trial.name))
+        if found is None:
+            print(f"not exported: {trial.name}, {row['status']}: it has no whole checkpoint")
+            continue
+        checkpoint, steps = found
+        export_agent(checkpoint, into / trial.name)
+        unfinished = "" if row["status"] == FINISHED else f" ({row['status']})"
+        print(
+            f"agent of {steps:,} of {row['planned']:,} steps{unfinished}: {into / trial.name}",
+            flush=True,
+        )
+        evaluate.main([str(into / trial.name), "--episodes", str(games)])
+        for other in arm:  # that stood for the arm at an earlier time
+            if other is not trial:
+                shutil.rmtree(into / other.name, ignore_errors=True)
+                (into / f"{other.name}-evaluation.json").unlink(missing_ok=True)
         return
-    export_agent(checkpoint, into / trial.name)
-    evaluate.main([str(into / trial.name), "--episodes", str(games)])
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -257,8 +296,9 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         shown = run.publish
     rows = own.folder.rows()
     if any(row["done"] for row in rows) or any(shown.glob(RANDOM)):
-        agents = [shown.parent / "checkpoints"] if run.publish else []
-        report.main([str(shown), *map(str, agents), "--out", str(shown / "report")])
+        agents = agents_folder(shown)
+        also = [str(agents)] if run.publish and agents.is_dir() else []
+        report.main([str(shown), *also, "--out", str(shown / "report")])
     return rows if run.publish or not rows else sweep.finish(own.folder, undrawn=0)
 
 

@@ -7,9 +7,13 @@ import pytest
 
 from experiments import paper
 from rayssl.evaluation import load_agent
+from rayssl.jobs.atari import JOB
 from rayssl.presets import PRESETS, AtariRun
 from rayssl.results import read_results
+from rayssl.rllib.checkpoint import write_manifest
+from rayssl.sweeps.folder import SweepFolder
 from rayssl.sweeps.paper import arm_settings, paper_trials
+from tests.toy_agents import save_agent
 
 
 def settings(protocol: str, game: str, arm: str, steps: int | None = None) -> AtariRun:
@@ -141,6 +145,66 @@ def test_folder_killed_while_random_played_can_be_published(
     assert [path.name for path in (tmp_path / "published").iterdir()] == ["settings.json"]
 
 
+def trained(root: Path, statuses: dict[str, str], started: str = "") -> Path:
+    """Returns a folder of trainings of 400 steps: an agent of 200, or of 400 where it finished."""
+    trials = paper_trials(
+        ["strict"], ["pong"], ["none", "rotation"], 2, steps=400, evaluate_every=None,
+        evaluation_games=1, num_workers=0, aux_weight=None,
+    )  # fmt: skip
+    folder = SweepFolder(root, JOB)
+    folder.add(trials, {})
+    folder.write_sweep({"settings": {}}, {})
+    for name, status in statuses.items():
+        steps = 400 if status == "finished" else 200
+        checkpoint = save_agent(root / name / "checkpoint_000001", None, "pong")
+        model = json.loads((checkpoint / "model.json").read_text()) | {"env_steps": steps}
+        (checkpoint / "model.json").write_text(json.dumps(model))
+        write_manifest(checkpoint)
+        if status == "finished":
+            (root / name / "status.json").write_text(json.dumps({"status": status}))
+    options = {"settings": {"seeds": 2, "name": root.name}, "starts": [{"started": started}]}
+    (root / "settings.json").write_text(json.dumps(options))
+    return root
+
+
+def test_agents_of_two_published_runs_never_meet_and_unfinished_ones_tell_their_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluated: list[str] = []
+    monkeypatch.setattr(paper.evaluate, "main", lambda words: evaluated.append(words[0]))
+    none_s0, none_s1 = "strict-pong-none-s0", "strict-pong-none-s1"
+    first = trained(tmp_path / "a", {none_s0: "waiting", none_s1: "finished"}, "Monday")
+    second = trained(tmp_path / "b", {none_s0: "waiting"}, "Tuesday")
+    for folder in (first, second):
+        paper.main(["--resume", str(folder), "--publish", str(tmp_path / f"of-{folder.name}")])
+    out = capsys.readouterr().out
+    agents = tmp_path / "checkpoints"
+    assert [p.name for p in (agents / "of-a").iterdir()] == [none_s1]  # the seed that finished
+    assert [p.name for p in (agents / "of-b").iterdir()] == [none_s0]
+    assert load_agent(agents / "of-a" / none_s1).settings["env_steps"] == 400
+    assert load_agent(agents / "of-b" / none_s0).settings["env_steps"] == 200
+    assert evaluated == [str(agents / "of-a" / none_s1), str(agents / "of-b" / none_s0)]
+    assert f"agent of 400 of 400 steps: {agents / 'of-a' / none_s1}\n" in out
+    assert f"agent of 200 of 400 steps (waiting): {agents / 'of-b' / none_s0}\n" in out
+    assert "not exported: strict-pong-rotation-s1, waiting: it has no whole checkpoint" in out
+    with pytest.raises(SystemExit):
+        paper.main(["--resume", str(second), "--publish", str(tmp_path / "of-a")])
+    assert f"of-a holds another run than {second}" in capsys.readouterr().err
+
+
+def test_seed_that_finished_since_takes_the_place_of_an_unfinished_ones_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paper.evaluate, "main", lambda _: None)
+    words = ["--resume", str(tmp_path / "a"), "--publish", str(tmp_path / "published")]
+    trained(tmp_path / "a", {"strict-pong-none-s0": "waiting"})
+    paper.main(words)
+    trained(tmp_path / "a", {"strict-pong-none-s1": "finished"})
+    paper.main(words)
+    agents = tmp_path / "checkpoints" / "published"
+    assert [path.name for path in agents.iterdir()] == ["strict-pong-none-s1"]
+
+
 @pytest.mark.slow
 def test_small_run_goes_to_its_end_and_can_be_published_and_read(
     tmp_path: Path, ray_local: None, monkeypatch: pytest.MonkeyPatch,
@@ -170,10 +234,10 @@ def test_small_run_goes_to_its_end_and_can_be_published_and_read(
         str(tmp_path / "published" / rows[0]["trial"])
     ]
     assert {e.agent for e in published.evaluations} == {"random"}
-    agent = load_agent(tmp_path / "checkpoints" / "strict-pong-none-s0")
+    agent = load_agent(tmp_path / "checkpoints" / "published" / "strict-pong-none-s0")
     assert agent.settings["env_steps"] >= 400
     scores = json.loads(
-        (tmp_path / "checkpoints" / "strict-pong-none-s0-evaluation.json").read_text()
+        (tmp_path / "checkpoints/published/strict-pong-none-s0-evaluation.json").read_text()
     )
     assert scores["checkpoint"].endswith("strict-pong-none-s0")
     assert "Table IV" in (tmp_path / "published" / "report" / "report.md").read_text()
