@@ -163,6 +163,12 @@ def prepare(run: PaperRun) -> sweep.Sweep:
     return sweep.Sweep(options, {}, plan, folder, sweep.still_to_run(folder), 0, 0)
 
 
+def as_if_at_once(run: PaperRun, left: int) -> int:
+    """Returns how many trainings a machine with one GPU would run side by side; without GPUs 1."""
+    room = int(1 / run.gpus_per_trial) if 0 < run.gpus_per_trial <= 1 else 1
+    return min(left, run.at_once or left, room)
+
+
 def play_random(run: PaperRun, folder: Path) -> None:
     """Writes an evaluation of the random agent for each game that has no readable one yet."""
     for game in run.games if "random" in run.arms else ():
@@ -271,7 +277,14 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
             started_here = not ray.is_initialized()
             if started_here:
                 start_ray(ray_address(run.address))
-            where, about = sweep.place(own.run, own.folder.job, own.plan.examples(), left)
+            try:
+                where, about = sweep.place(own.run, own.folder.job, own.plan.examples(), left)
+                at_once = where.at_once
+            except ValueError as error:
+                if not run.dry_run:
+                    raise
+                at_once = as_if_at_once(run, left)
+                about = f"cannot run here: {error}\nestimated as if {at_once} ran at once elsewhere"
     except (ValueError, OSError, MemoryError) as error:
         remove_empty(made)
         refuse(error)
@@ -279,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         print(sweep.describe(own))
         if left:
             print(about)
-            sweep.print_estimate(own, where.at_once)
+            sweep.print_estimate(own, at_once)
         return own.folder.rows()
     if run.publish is None:
         options = dataclasses.replace(run, resume=None, dry_run=False)

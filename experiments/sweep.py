@@ -515,8 +515,9 @@ def print_estimate(sweep: Sweep, at_once: int) -> None:
     folder = sweep.folder
     trials = [*sweep.waiting, *[Trial("", sweep.plan.base, 0)] * sweep.further]
     done = [folder.row(t.name)["done"] for t in sweep.waiting] + [0] * sweep.further
-    found = estimate(folder.job, trials, done, at_once, sweep.run.results_dir)
-    most = "at most " if sweep.run.scheduler == "asha" else ""
+    run = sweep.run
+    found = estimate(folder.job, trials, done, at_once, run.results_dir, gpus=run.gpus_per_trial)
+    most = "at most " if run.scheduler == "asha" else ""
     print(f"{most}about {duration(found.seconds)}, give or take a factor of two:")
     for source in found.sources:
         print(f"  {source}")

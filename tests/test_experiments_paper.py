@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -137,7 +138,7 @@ def test_folder_killed_while_random_played_can_be_published(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(paper, "play_random", killed)
-    monkeypatch.setattr(paper.sweep, "place", lambda *_: (None, ""))
+    monkeypatch.setattr(paper.sweep, "place", lambda *_: (SimpleNamespace(at_once=1), ""))
     monkeypatch.setattr(paper.ray, "is_initialized", lambda: True)
     with pytest.raises(KeyboardInterrupt):
         paper.main(["--results-dir", str(tmp_path)])
@@ -203,6 +204,27 @@ def test_seed_that_finished_since_takes_the_place_of_an_unfinished_ones_agent(
     paper.main(words)
     agents = tmp_path / "checkpoints" / "published"
     assert [path.name for path in agents.iterdir()] == ["strict-pong-none-s1"]
+
+
+def test_dry_run_for_a_gpu_prints_its_estimate_and_source_on_a_machine_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_room(*_: object) -> None:
+        raise ValueError("no node has 0.05 GPUs free.")
+
+    monkeypatch.setattr(paper.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(paper.sweep, "place", no_room)
+    words = ["--results-dir", str(tmp_path), "--gpus-per-trial", "0.05", "--protocols", "strict",
+             "--steps", "200000", "--evaluation-games", "1"]  # fmt: skip
+    rows = paper.main([*words, "--dry-run"])
+    out = capsys.readouterr().out
+    assert len(rows) == 18
+    assert "cannot run here: no node has 0.05 GPUs free.\nestimated as if 18 ran at once" in out
+    assert "about 7.3 minutes, give or take a factor of two:" in out  # of Pong: 380 s, 10 games
+    assert "s for 1 env_steps, with it: results/paper-gpu-first, 18 trainings of strict" in out
+    with pytest.raises(SystemExit):
+        paper.main(words)
+    assert "error: no node has 0.05 GPUs free." in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -18,8 +19,10 @@ from tensorboard.plugins.hparams.metadata import (
 
 from experiments import sweep
 from rayssl.jobs import available_jobs, find_job
+from rayssl.jobs.atari import GPU_SECONDS, GPU_TRAININGS
 from rayssl.jobs.mnist import MnistTrial
 from rayssl.presets import AtariRun
+from rayssl.report import read_run
 from rayssl.rllib.resources import count_fitting
 from rayssl.rllib.stopping import StopAtSteps
 from rayssl.sweeps.axes import (
@@ -232,6 +235,46 @@ def test_estimate_counts_the_games_of_evaluations() -> None:
     saved = {"game": "pong", "aux_task": "none"}  # as of a log before there were evaluations
     assert ATARI.alike(saved, plain)
     assert not ATARI.alike(saved, evaluated)
+
+
+def test_estimate_with_a_gpu_is_of_the_recorded_runs_and_takes_turns_beyond_them(
+    tmp_path: Path,
+) -> None:
+    plain = AtariRun(aux_task="none", steps=200_000)
+    trials = [Trial(f"s{i}", replace(plain, seed=i), 0) for i in range(36)]
+    found = estimate(ATARI, trials[:18], [0] * 18, 18, tmp_path, gpus=0.02)
+    assert found.seconds == pytest.approx(200_000 * 0.00145)  # all of them at once
+    assert "results/paper-gpu-first, 18 trainings" in found.sources[0]
+    for gpus, seconds in ((0.02, 2 * 290), (1 / 18, 290)):  # 36 on one GPU, on two
+        found = estimate(ATARI, trials, [0] * 36, 36, tmp_path, gpus=gpus)
+        assert found.seconds == pytest.approx(seconds)
+    head = replace(plain, aux_task="rotation")
+    assert ATARI.typical_gpu_seconds(head, 18)[0] == pytest.approx(0.0019)
+
+
+def test_gpu_seconds_are_the_medians_of_the_recorded_runs() -> None:
+    each: dict[str, list[float]] = {"none": [], "head": []}
+    for folder in (DOCS.parent.parent / "results" / "paper-gpu-first").glob("strict-*"):
+        last = read_run(folder).iloc[-1]
+        kind = "none" if "-none-" in folder.name else "head"
+        each[kind].append(last["wall_s"] / last["env_steps"])
+    assert sum(map(len, each.values())) == GPU_TRAININGS
+    for kind, seconds in each.items():
+        assert np.median(seconds) == pytest.approx(GPU_SECONDS[kind], rel=0.02)
+
+
+def test_estimate_for_a_gpu_passes_over_earlier_runs_of_machines_without_one(
+    tmp_path: Path,
+) -> None:
+    for name, gpu in (("cpu", None), ("gpu", "NVIDIA H100")):
+        (tmp_path / name).mkdir()
+        saved = {"settings": {"game": "pong", "aux_task": "none"}, "gpu": gpu}
+        (tmp_path / name / "settings.json").write_text(json.dumps(saved))
+        wall = 100 if gpu else 900
+        (tmp_path / name / "progress.csv").write_text(f"env_steps,wall_s\n1000,{wall}\n")
+    trial = Trial("a", AtariRun(aux_task="none", steps=1_000), 0)
+    assert estimate(ATARI, [trial], [0], 1, tmp_path, gpus=0.5).seconds == 100
+    assert estimate(ATARI, [trial], [0], 1, tmp_path).seconds == 500  # the median of both
 
 
 @pytest.mark.parametrize(

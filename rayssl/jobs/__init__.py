@@ -148,6 +148,15 @@ class Job:
         """Returns seconds for one step of `unit` and where that number comes from."""
         raise NotImplementedError
 
+    def typical_gpu_seconds(self, settings: Any, on_each: int) -> tuple[float, str]:
+        """Returns `typical_seconds` of a training that shares a GPU; a CPU's where none is known.
+
+        Args:
+          settings: of the training.
+          on_each: trainings that share a GPU.
+        """
+        return self.typical_seconds(settings)
+
     def alike(self, saved: Mapping[str, Any], settings: Any) -> bool:
         """Returns whether an earlier run with these saved settings is about as fast."""
         raise NotImplementedError

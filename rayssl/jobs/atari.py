@@ -29,6 +29,11 @@ ALGORITHM_BYTES = 700e6  # of the algorithm's process without its replay: 529 MB
 # results/paper-pong*-first (308, 564 and 741 s for 100 games) and the longer of Breakout's two.
 SECONDS_A_GAME = {"pong": 5.6, "breakout": 0.7}
 
+# Wall time of an agent step, seconds, of each of GPU_TRAININGS side by side on one NVIDIA H100 with
+# 16 cores: medians of wall_s / env_steps at the ends of results/paper-gpu-first, 8 games in each.
+GPU_SECONDS = {"none": 0.00145, "head": 0.0019}
+GPU_TRAININGS = 18
+
 
 def build_config(run: AtariRun) -> AuxDQNConfig:
     """Returns the algorithm's config for these settings; nothing is started."""
@@ -224,11 +229,29 @@ class AtariJob(Job):
         updates = 1 if settings.aux_task == "none" else 1 + 1 / settings.aux_every
         seconds = 0.0106 * updates * settings.replay_ratio / 0.25
         source = "Pong in RESULTS.md, one core of an AMD EPYC (Zen 4)"
-        if settings.evaluate_every:
-            a_game = SECONDS_A_GAME.get(rom_id(settings.game), max(SECONDS_A_GAME.values()))
-            seconds += a_game * settings.evaluation_games / settings.evaluate_every
-            source += f"; evaluations at {a_game:g} s a game: results/paper-*-first"
-        return seconds, source
+        games, about = self._evaluations(settings)
+        return seconds + games, source + about
+
+    def typical_gpu_seconds(self, settings: AtariRun, on_each: int) -> tuple[float, str]:
+        """Returns what a step took in results/paper-gpu-first; longer where more share the GPU."""
+        updates = 1 if settings.aux_task == "none" else 1 + 1 / settings.aux_every
+        an_update = GPU_SECONDS["head"] - GPU_SECONDS["none"]  # for each step, at replay ratio 0.25
+        seconds = GPU_SECONDS["none"] + an_update * (updates * settings.replay_ratio / 0.25 - 1)
+        seconds *= max(1.0, on_each / GPU_TRAININGS)
+        source = (
+            f"results/paper-gpu-first, {GPU_TRAININGS} trainings of strict side by side on one "
+            "NVIDIA H100 with 16 cores"
+        )
+        games, about = self._evaluations(settings)
+        return seconds + games, source + about + (", of a CPU core" if about else "")
+
+    def _evaluations(self, settings: AtariRun) -> tuple[float, str]:
+        """Seconds of the evaluations for each agent step, and their source; none: 0 and ""."""
+        if not settings.evaluate_every:
+            return 0.0, ""
+        a_game = SECONDS_A_GAME.get(rom_id(settings.game), max(SECONDS_A_GAME.values()))
+        seconds = a_game * settings.evaluation_games / settings.evaluate_every
+        return seconds, f"; evaluations at {a_game:g} s a game: results/paper-*-first"
 
     def alike(self, saved: Mapping[str, Any], settings: AtariRun) -> bool:
         """Returns whether network, workers, updates and the presence of a head are the same."""

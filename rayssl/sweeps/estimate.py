@@ -1,6 +1,7 @@
 """How long a sweep may take, from the logs of earlier runs."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -20,15 +21,18 @@ class Estimate(NamedTuple):
 
 
 def estimate(
-    job: Job, trials: Sequence[Trial], done: Sequence[int], at_once: int, past: Path
-) -> Estimate:
+    job: Job, trials: Sequence[Trial], done: Sequence[int], at_once: int, past: Path,
+    gpus: float = 0.0,
+) -> Estimate:  # fmt: skip
     """Returns how long these trials may take, `at_once` of them side by side.
 
     Args:
       done: progress that each trial has made already.
       past: folder of earlier runs; where none is like a trial, the job's typical speed counts.
+      gpus: of each trial. With any, earlier runs count only if their machine had a GPU.
     """
-    logs = _earlier(job, past)
+    logs = _earlier(job, past, gpus > 0)
+    devices = max(1, math.ceil(at_once * gpus - 1e-9))  # 30 * 0.1 is a little more than 3
     sources: dict[str, None] = {}
     seconds = []
     for trial, before in zip(trials, done, strict=True):
@@ -38,6 +42,8 @@ def estimate(
             source = f"median of {len(speeds)} rows of earlier runs in {past}"
         else:
             each, source = job.typical_seconds(trial.settings)
+            if gpus:
+                each, source = job.typical_gpu_seconds(trial.settings, math.ceil(at_once / devices))
         head = "no pretext head" if getattr(trial.settings, "aux_task", "") == "none" else "with it"
         sources[f"{each:.2g} s for 1 {job.unit}, {head}: {source}"] = None
         seconds.append(each * max(0, job.planned(trial.settings) - before))
@@ -53,13 +59,16 @@ def duration(seconds: float) -> str:
     return f"{float(f'{seconds:.2g}'):g} seconds"
 
 
-def _earlier(job: Job, past: Path) -> list[tuple[dict[str, Any], float]]:
+def _earlier(job: Job, past: Path, with_gpu: bool) -> list[tuple[dict[str, Any], float]]:
     """The settings and seconds of each row of the newest runs below a folder."""
     found = []
     files = [path for depth in ("*", "*/*") for path in past.glob(f"{depth}/settings.json")]
     for path in sorted(files, key=lambda p: p.stat().st_mtime, reverse=True)[:NEWEST]:
         try:
-            saved = json.loads(path.read_text())["settings"]
+            made = json.loads(path.read_text())
+            saved = made["settings"]
+            if with_gpu and not made.get("gpu"):
+                continue
             rows = job.rows(path.parent)
         except (OSError, ValueError, KeyError, TypeError):
             continue
