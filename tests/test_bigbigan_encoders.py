@@ -262,12 +262,16 @@ def test_loader_refuses_weights_that_miss_the_golden_vector(
     def forget(state: dict[str, Any]) -> None:
         del state["golden.avepool_feat"]
 
+    def forget_latent(state: dict[str, Any]) -> None:
+        del state["golden.z_mean"]
+
     def cut(state: dict[str, Any]) -> None:
         del state["trunk.norm.running_mean"]
 
     for change, text in (
         (swap, "avepool_feat of the golden images differs from the module's own by"),
-        (forget, "changed.npz holds no golden vector, got .* Convert the module again"),
+        (forget, r"npz holds no golden vector \(missing: golden.avepool_feat\), got "),
+        (forget_latent, r"golden vector \(missing: golden.z_mean\), got .* Convert the"),
         (cut, r"does not fit this network \(missing: trunk.norm.running_mean\)"),
     ):
         with pytest.raises(ValueError, match=text):

@@ -112,14 +112,15 @@ def load_encoder(network: nn.Module, state: dict[str, Tensor], source: str) -> N
     if not any(name.startswith("latent.") for name in weights):
         network.latent = None
     load_strictly(network, weights, source=source)
-    layers = [name for name in ("avepool_feat", "bn_crelu_feat") if GOLDEN + name in golden]
-    if len(layers) < 2 or GOLDEN_SEED not in golden:
-        raise ValueError(
-            f"{source} holds no golden vector, got {sorted(golden)}. Convert the module again with "
-            "experiments/convert_bigbigan.py."
-        )
+    layers = ["avepool_feat", "bn_crelu_feat"]
     if network.latent is not None:
         layers.append("z_mean")
+    missing = [name for name in (GOLDEN_SEED, *(GOLDEN + k for k in layers)) if name not in golden]
+    if missing:
+        raise ValueError(
+            f"{source} holds no golden vector (missing: {', '.join(missing)}), got "
+            f"{sorted(golden)}. Convert the module again with experiments/convert_bigbigan.py."
+        )
     network.eval()
     x = golden_images(int(golden[GOLDEN_SEED]))
     for layer in layers:
