@@ -99,6 +99,8 @@ class Settings:
     """Agent steps in it, at most; 450 are half a minute."""
     faces: Path | None = None
     """Folder of a probe's face set; default: the one that its experiment was started with."""
+    weights: Path | None = None
+    """File of the weights of a probe's backbone; default: where the probe found it."""
     data_dir: Path | None = None
     """Folder of the files of a classifier's data set; default: as its experiment."""
     seed: int = 0
@@ -126,7 +128,7 @@ def explain_deepfake_probe(checkpoint: dict[str, Any], settings: Settings) -> Ex
         checkpoint.get("faces"), faces, "that the probe was fitted on",
         "Pass their folder with --faces.",
     )  # fmt: skip
-    backbone, head = load_probe(checkpoint)
+    backbone, head = load_probe(checkpoint, settings.weights)
     probe = ProbeSettings(**checkpoint["settings"])
     rows = choose_fakes(faces, split_of(probe, faces).test, settings)
     crops = as_batch(faces.crops(rows))
@@ -165,6 +167,11 @@ def read_subject(settings: Settings) -> Subject:
       FileNotFoundError, ValueError: if it is not there, or of no known kind.
     """
     path = settings.checkpoint
+    if path.is_dir() and settings.weights:
+        raise ValueError(
+            f"--weights needs a probe, a file in heads/ of an experiment, got the folder {path}. "
+            "Leave it out: other checkpoints hold all their weights."
+        )
     if not path.is_dir():
         if settings.beside or settings.video:
             raise ValueError("--beside and --video need an Atari checkpoint, a folder.")

@@ -21,7 +21,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from rayssl.backbones.images import ImageBackbone, image_backbone_spec, make_image_backbone
+from rayssl.backbones.images import (
+    ImageBackbone,
+    MissingWeights,
+    image_backbone_spec,
+    make_image_backbone,
+)
 from rayssl.data.face_splits import SPLIT_KINDS, FaceSplit, SplitKind, split_faces
 from rayssl.data.faces import FaceSet
 from rayssl.data.self_blending import self_blend
@@ -660,21 +665,29 @@ def split_metrics(split: FaceSplit) -> dict[str, Any]:
     return {"sizes": sizes, "leakage": split.leakage._asdict()}
 
 
-def load_probe(head: Mapping[str, Any]) -> tuple[ImageBackbone, nn.Module]:
+def load_probe(
+    head: Mapping[str, Any], weights: Path | None = None
+) -> tuple[ImageBackbone, nn.Module]:
     """Returns the backbone and the head over its features, as a probe was tested with them.
 
     Args:
       head: what a probe's `head` returned.
+      weights: the backbone's file, where it has moved since; None: as the probe's settings say.
     Raises:
       ValueError: if the backbone that is found now is not the one of then.
       MissingWeights: if its weights are nowhere.
     """
     settings = ProbeSettings(**head["settings"])
-    backbone = settings.make_backbone()
+    if weights is not None:
+        settings = dataclasses.replace(settings, weights=str(weights))
+    try:
+        backbone = settings.make_backbone()
+    except MissingWeights as error:
+        raise MissingWeights(f"{error} If it has moved, pass its path with --weights.") from error
     if backbone.weights_id != head["weights_id"]:
         raise ValueError(
             f"Expected {settings.backbone} with weights {head['weights_id']}, got "
-            f"{backbone.weights_id}. Pass the weights that the probe was fitted over."
+            f"{backbone.weights_id}. Pass the file that the probe was fitted over with --weights."
         )
     backbone.load_state_dict(head["moved"], strict=False)
     arrays = {k: head[k].numpy() for k in ("weight", "bias", "mean", "scale")}

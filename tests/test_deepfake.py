@@ -397,7 +397,7 @@ def test_probe_that_is_loaded_again_gives_the_reported_scores(
 
 def test_head_over_other_weights_is_refused(faces: FaceSet, tmp_path: Path) -> None:
     head = finished(STRICT, faces, tmp_path).head
-    with pytest.raises(ValueError, match="Pass the weights that the probe was fitted over"):
+    with pytest.raises(ValueError, match="Pass the file that the probe was fitted over"):
         load_probe(head | {"weights_id": "random-7"})
 
 

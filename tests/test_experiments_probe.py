@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from experiments import attribution, deepfake, sweep
+from rayssl.backbones.images import make_image_backbone
 from rayssl.cli import provenance
 from rayssl.data.face_videos import find_videos
 from rayssl.data.faces import FaceSet
@@ -26,6 +27,7 @@ from tests.toy_faces import add_tiny_backbone, write_toy_faces
 
 ROOT = Path(__file__).parent.parent
 Refuse = Callable[..., str]
+ONE_MAP = ("--samples", "1", "--shown", "1", "--scored", "2")  # two fakes are scored
 
 
 @pytest.fixture(scope="module")
@@ -240,9 +242,40 @@ def test_map_of_zeros_is_one_line_and_leaves_nothing_behind(
     assert run.head is not None
     # As where the ReLU on the logits of paper-code over BigBiGAN is dead.
     torch.save(run.head | {"weight": torch.zeros_like(run.head["weight"])}, tmp_path / "dead.pt")
-    words = ["dead.pt", "--faces", str(faces.folder), "--samples", "1", "--shown", "1"]
-    err = refused(*words, "--scored", "2", main=attribution.main)
+    err = refused("dead.pt", "--faces", str(faces.folder), *ONE_MAP, main=attribution.main)
     assert "The maps 'smoothgrad_sq, as trained' cannot be scored: Expected maps with a" in err
+
+
+def test_maps_follow_a_weight_file_that_has_moved_and_take_no_other(
+    refused: Refuse, tmp_path: Path, faces: FaceSet, monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:  # fmt: skip
+    add_tiny_backbone(tmp_path_factory.mktemp("backbones"), monkeypatch)
+    network = make_image_backbone("tiny").network
+    here, there, other = (tmp_path / name for name in ("here.pth", "there.pth", "other.pth"))
+    torch.save(network.state_dict(), here)
+    settings = ProbeSettings(backbone="tiny-file", weights=str(here))
+    run = make_probe_run(settings, faces, tmp_path_factory.mktemp("features"))
+    run.run_epoch()
+    torch.save(run.head, tmp_path / "probe.pt")
+    here.rename(there)
+    torch.save({k: v + 1 for k, v in network.state_dict().items()}, other)
+    words = ["probe.pt", "--faces", str(faces.folder), *ONE_MAP]
+    err = refused(*words, main=attribution.main)
+    assert f"Weight file missing: {here}." in err
+    assert "If it has moved, pass its path with --weights." in err
+    err = refused(*words, "--weights", str(other), main=attribution.main)
+    assert "Pass the file that the probe was fitted over with --weights." in err
+    found = attribution.main([*words, "--weights", str(there)])
+    assert found["rows"][0]["images"] == 2
+
+
+def test_weights_beside_a_checkpoint_that_is_no_probe_are_refused(
+    refused: Refuse, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    err = refused("run", "--weights", "a.pth", main=attribution.main)
+    assert "--weights needs a probe, a file in heads/ of an experiment, got the folder run." in err
 
 
 # Which trials there are

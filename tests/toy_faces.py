@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from rayssl.backbones.images import BackboneSpec, Preprocessing
+from rayssl.backbones.weights import WeightsFile
 
 MODES = []
 
@@ -31,14 +32,18 @@ class Tiny(nn.Module):
         return self.drop(self.bn(self.conv(x)).relu().flatten(1))
 
 
-def spec():
+def spec(weights=None):
     return BackboneSpec(
-        build=Tiny, layers={"map": 288}, layer="map",
+        build=Tiny, weights=weights, layers={"map": 288}, layer="map",
         preprocessings={"standard": Preprocessing(28, 28), "paper-code": Preprocessing(32, 28)},
     )
 
 
-IMAGE_BACKBONES = {"tiny": spec, "tiny-inference": spec}
+def from_file():
+    return spec(WeightsFile("tiny.pth", url=None, where="Save its state dict."))
+
+
+IMAGE_BACKBONES = {"tiny": spec, "tiny-inference": spec, "tiny-file": from_file}
 '''
 
 
@@ -76,6 +81,6 @@ def write_toy_faces(
 
 
 def add_tiny_backbone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Puts the backbones `tiny` and `tiny-inference` beside the others, as a user's file would."""
+    """Puts `tiny`, `tiny-inference` and `tiny-file` beside the others, as a user's file would."""
     (folder / "tiny_probe_net.py").write_text(TINY)
     monkeypatch.setattr(rayssl.backbones, "__path__", [*rayssl.backbones.__path__, str(folder)])
