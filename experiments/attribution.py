@@ -122,7 +122,11 @@ class Subject:
 
 
 def explain_deepfake_probe(checkpoint: dict[str, Any], settings: Settings) -> Explained:
-    """Fakes of a probe's test part; the score is the logit of fake minus that of real."""
+    """Fakes of a probe's test part; the score is the logit of fake minus that of real.
+
+    Where the head has a ReLU on its logits (paper-code over BigBiGAN), those before it are
+    explained; p(fake) in the captions is the whole head's.
+    """
     faces = load_face_set(faces_folder(settings))
     check_faces(  # else the split is another, and its test part holds crops of the training
         checkpoint.get("faces"), faces, "that the probe was fitted on",
@@ -133,7 +137,12 @@ def explain_deepfake_probe(checkpoint: dict[str, Any], settings: Settings) -> Ex
     rows = choose_fakes(faces, split_of(probe, faces).test, settings)
     crops = as_batch(faces.crops(rows))
     x = backbone.preprocess(crops)
-    network = nn.Sequential(backbone, head).eval().requires_grad_(False)
+    # A ReLU on the logits is left out: where both are at or below 0 it has no gradient at all.
+    logits, before = head, ""
+    if checkpoint["relu_logits"]:
+        assert isinstance(head, nn.Sequential)
+        logits, before = head[0], ", before the head's ReLU"
+    network = nn.Sequential(backbone, logits).eval().requires_grad_(False)
 
     # The network's input, seen as an image: preprocessing maps 0 and 255 to its own bounds.
     low, high = (backbone.preprocess(torch.full_like(crops[:1], v)) for v in (0, 255))
@@ -148,7 +157,9 @@ def explain_deepfake_probe(checkpoint: dict[str, Any], settings: Settings) -> Ex
         grey = as_batch(np.repeat(faces.masks(rows)[..., None], 3, axis=3))
         masks = visible(grey)[..., 0] > 0.5
     with torch.no_grad():
-        fake = torch.cat([torch.softmax(network(part), 1)[:, 1] for part in x.split(32)]).tolist()
+        fake = torch.cat(
+            [torch.softmax(head(backbone(part)), 1)[:, 1] for part in x.split(32)]
+        ).tolist()
     videos = faces.column("video")[rows]
     names = [
         f"{str(v).rsplit('/', 1)[-1]}\np(fake) {p:.2f}" for v, p in zip(videos, fake, strict=True)
@@ -156,7 +167,8 @@ def explain_deepfake_probe(checkpoint: dict[str, Any], settings: Settings) -> Ex
     return Explained(
         network, lambda net, i: lambda batch: _margin(net(batch)), x, visible(crops), names,
         np.unique(videos.astype(str), return_inverse=True)[1].astype(np.int64),
-        f"{dataset_of(faces)}: {probe.name}, score: logit of fake minus real", masks=masks,
+        f"{dataset_of(faces)}: {probe.name}, score: logit of fake minus real{before}",
+        masks=masks,
     )  # fmt: skip
 
 

@@ -240,10 +240,30 @@ def test_map_of_zeros_is_one_line_and_leaves_nothing_behind(
     run = make_probe_run(ProbeSettings(backbone="tiny"), faces, tmp_path_factory.mktemp("features"))
     run.run_epoch()
     assert run.head is not None
-    # As where the ReLU on the logits of paper-code over BigBiGAN is dead.
     torch.save(run.head | {"weight": torch.zeros_like(run.head["weight"])}, tmp_path / "dead.pt")
     err = refused("dead.pt", "--faces", str(faces.folder), *ONE_MAP, main=attribution.main)
     assert "The maps 'smoothgrad_sq, as trained' cannot be scored: Expected maps with a" in err
+
+
+def test_logits_are_explained_before_a_relu_that_is_dead(
+    tmp_path: Path, faces: FaceSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_tiny_backbone(tmp_path, monkeypatch)
+    run = make_probe_run(ProbeSettings(backbone="tiny"), faces, tmp_path / "features")
+    run.run_epoch()
+    assert run.head is not None
+    # Less 1000 each, the margin stays the same, and behind a ReLU nothing is left of it.
+    dead = run.head | {"bias": run.head["bias"] - 1000, "relu_logits": True}
+    found = {}
+    for name, head in (("plain", run.head), ("dead", dead)):
+        torch.save(head, tmp_path / f"{name}.pt")
+        words = [str(tmp_path / f"{name}.pt"), "--faces", str(faces.folder), *ONE_MAP]
+        found[name] = attribution.main([*words, "--out", str(tmp_path / name)])
+    assert "before the head's ReLU" in found["dead"]["what"]
+    assert "ReLU" not in found["plain"]["what"]
+    assert all("p(fake) 0.50" in text for text in found["dead"]["inputs"])  # the whole head's
+    energies = [found[name]["rows"][0]["energy inside"][0] for name in ("plain", "dead")]
+    assert energies[0] == pytest.approx(energies[1], rel=1e-3)
 
 
 def test_maps_follow_a_weight_file_that_has_moved_and_take_no_other(
