@@ -152,10 +152,12 @@ def explain_deepfake_probe(checkpoint: dict[str, Any], settings: Settings) -> Ex
         found: Floats = shares.permute(0, 2, 3, 1).double().numpy().clip(0, 1)
         return found
 
-    masks = None
-    if faces.column("has_masks")[rows].all():
-        grey = as_batch(np.repeat(faces.masks(rows)[..., None], 3, axis=3))
-        masks = visible(grey)[..., 0] > 0.5
+    # Empty where the data have none: FaceForensics++ has none of FaceShifter, DFDC none at all.
+    has_mask = faces.column("has_masks")[rows].astype(bool)
+    masks = np.zeros((len(rows), *x.shape[2:]), bool)
+    if has_mask.any():
+        grey = as_batch(np.repeat(faces.masks(rows[has_mask])[..., None], 3, axis=3))
+        masks[has_mask] = visible(grey)[..., 0] > 0.5
     with torch.no_grad():
         fake = torch.cat(
             [torch.softmax(head(backbone(part)), 1)[:, 1] for part in x.split(32)]
@@ -342,6 +344,21 @@ def maps_of(explained: Explained, network: nn.Module, settings: Settings, name: 
     return found.cpu()
 
 
+def scorable(explained: Explained) -> npt.NDArray[np.bool_]:
+    """Returns which inputs have a mask with an inside and an outside: `[N]`."""
+    assert explained.masks is not None
+    return np.asarray(explained.masks.any((1, 2)) & ~explained.masks.all((1, 2)))
+
+
+def left_out(explained: Explained) -> str:
+    """Returns a line about the inputs that masks cannot score; empty where there are none."""
+    usable = scorable(explained)
+    missing = f"{(~usable).sum()} of {len(usable)} fakes: no mask in their crop of what was changed"
+    if not usable.any():
+        return f"Maps are not scored, {missing}."
+    return "" if usable.all() else f"Left out of the scores, {missing}."
+
+
 def score_rows(explained: Explained, maps: dict[str, Floats]) -> list[dict[str, Any]]:
     """Returns one row for each set of maps: means over videos with 95% bootstrap intervals.
 
@@ -349,7 +366,7 @@ def score_rows(explained: Explained, maps: dict[str, Floats]) -> list[dict[str, 
       ValueError: for a map of zeros, with the name of its set.
     """
     assert explained.masks is not None
-    usable = explained.masks.any((1, 2)) & ~explained.masks.all((1, 2))
+    usable = scorable(explained)
     rows, chance = [], np.zeros(0)
     for name, found in maps.items():
         try:
@@ -419,7 +436,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         maps[REDRAWN] = next(iter(drawn.values()))  # of the checkpoint itself, in the last row
         # Before anything is written: a map of zeros cannot be scored.
         rows: list[dict[str, Any]] = []
-        if explained.masks is not None:
+        note = "" if explained.masks is None else left_out(explained)
+        if explained.masks is not None and scorable(explained).any():
             rows = score_rows(
                 explained,
                 {k if k == REDRAWN else f"{settings.kind}, {k}": pixel_maps(v)
@@ -433,6 +451,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     alike = {k: likeness(pixel_maps(maps[k]), pixel_maps(v)) for k, v in drawn.items()}
     results: dict[str, Any] = provenance(settings) | {
         "what": explained.what,
+        "left_out": note,
         "likeness": {name: float(np.mean(values)) for name, values in alike.items()},
         "likeness_of_each": alike,
         "inputs": [text.replace("\n", ", ") for text in explained.captions],
@@ -442,8 +461,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if rows:
         results["rows"] = rows
         told = f"{explained.what}\n\n{table(rows)}"
+        told = f"{told}\n\n{note}".rstrip()
         print(f"\n{told}")
         (settings.out / "attribution.md").write_text(f"{told}\n")
+    elif note:
+        print(f"\n{note}")
     print("\nSpearman correlation of each map with that of the same network, weights drawn anew:")
     for name, values in alike.items():
         shown = " ".join(f"{value:.2f}" for value in values[: settings.shown])

@@ -266,6 +266,39 @@ def test_logits_are_explained_before_a_relu_that_is_dead(
     assert energies[0] == pytest.approx(energies[1], rel=1e-3)
 
 
+@pytest.mark.parametrize("masked", ["some", "none"])
+def test_fakes_without_a_mask_are_left_out_of_the_scores_and_counted(
+    masked: str, tmp_path: Path, faces: FaceSet, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    add_tiny_backbone(tmp_path, monkeypatch)
+    settings = ProbeSettings(backbone="tiny", test_share=0.33)
+    run = make_probe_run(settings, faces, tmp_path / "features")
+    run.run_epoch()
+    torch.save(run.head, tmp_path / "probe.pt")
+    videos = faces.videos.copy()
+    fakes = set(faces.column("video")[run.test.rows[run.test.labels == 1]])
+    assert len(fakes) == 2
+    bare = fakes if masked == "none" else {max(fakes)}  # as FaceShifter beside Deepfakes
+    videos.loc[videos["video"].isin(bare), "has_masks"] = False
+    monkeypatch.setattr(
+        attribution, "load_face_set", lambda folder: dataclasses.replace(faces, videos=videos)
+    )
+    words = [str(tmp_path / "probe.pt"), "--faces", "any", *ONE_MAP, "--out", str(tmp_path / "a")]
+    found = attribution.main(words)
+    out, file = capsys.readouterr().out, tmp_path / "a" / "attribution.md"
+    if masked == "none":
+        note = "Maps are not scored, 2 of 2 fakes: no mask in their crop of what was changed."
+        assert "rows" not in found
+        assert not file.exists()
+    else:
+        note = "Left out of the scores, 1 of 2 fakes: no mask in their crop of what was changed."
+        assert [row["images"] for row in found["rows"]] == [1, 1, 1]
+        assert file.read_text().endswith(f"\n\n{note}\n")
+    assert f"{note}\n" in out
+    assert found["left_out"] == note
+
+
 def test_maps_follow_a_weight_file_that_has_moved_and_take_no_other(
     refused: Refuse, tmp_path: Path, faces: FaceSet, monkeypatch: pytest.MonkeyPatch,
     tmp_path_factory: pytest.TempPathFactory,
