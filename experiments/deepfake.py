@@ -454,7 +454,8 @@ def probe(run: Probe) -> str:
     failed: list[str] = []
     if left:
         about = {"faces": {"fingerprint": faces.fingerprint, "dataset": dataset_of(faces)}}
-        settings = dataclasses.replace(run, resume=None)
+        # The whole path: --resume and attribution.py may come from another working directory.
+        settings = dataclasses.replace(run, faces=run.faces.resolve(), resume=None)
         record_start(folder, provenance(settings) | about | {"missing": missing, "notes": notes})
         print(f"{dataset_of(faces)}: {len(left)} of {len(wanted)} trials to run -> {folder}",
               *notes, sep="\n", flush=True)  # fmt: skip

@@ -331,6 +331,28 @@ def test_weights_beside_a_checkpoint_that_is_no_probe_are_refused(
     assert "--weights needs a probe, a file in heads/ of an experiment, got the folder run." in err
 
 
+def test_experiment_finds_its_faces_again_from_any_working_directory(
+    tmp_path: Path, faces: FaceSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("start_ray", "check_resources", "extract_features", "stop_on_signals"):
+        monkeypatch.setattr(deepfake, name, lambda *args, **kwargs: None)
+    monkeypatch.setattr(deepfake, "run_probes", lambda *args, **kwargs: [])
+    monkeypatch.chdir(faces.folder.parent)
+    words = ["--backbone", "resnet50-random", "--split", "family", "--results-dir", str(tmp_path)]
+    with pytest.raises(SystemExit) as stop:
+        deepfake.main(["probe", faces.folder.name, *words])
+    assert stop.value.code == deepfake.UNFINISHED
+    monkeypatch.chdir("/")
+    folder = tmp_path / "deepfake"
+    saved = json.loads((folder / "settings.json").read_text())["settings"]
+    assert saved["faces"] == str(faces.folder.resolve())
+    head = attribution.Settings(folder / "heads" / "a.pt")
+    assert attribution.faces_folder(head) == faces.folder.resolve()
+    with pytest.raises(SystemExit) as stop:
+        deepfake.main(["probe", "--resume", str(folder)])
+    assert stop.value.code == deepfake.UNFINISHED
+
+
 # Which trials there are
 
 
