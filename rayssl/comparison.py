@@ -199,7 +199,7 @@ class Study:
         if self.job == "atari":
             if self.column == EVALUATED:
                 return "score (mean of an evaluation's whole games)"
-            return "score (mean of 100 whole games)"
+            return "training score (last 100 whole games, exploration on)"
         return "test accuracy (%)" if self.job in PERCENT_JOBS else "reported value"
 
     @property

@@ -8,6 +8,7 @@ the page's own colour.
 import io
 import math
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ PLAIN: Final = "#7a7a7a"  # of arms without a pretext loss
 INK: Final = "#24292e"  # text and axes; becomes `currentColor` on a page
 STYLES: Final = ("-", "--", ":", "-.")  # when the palette has come round
 Floats = npt.NDArray[np.float64]
+MEASURE_WIDTH: Final = 36  # characters of a measure beside or below axes of 2 to 3 inches
 _PLAIN_TEXT = matplotlib.rc_context({"text.parse_math": False})  # a name may hold a $
 
 
@@ -140,7 +142,7 @@ def draw_weights(studies: Sequence[tuple[str, str, Sequence[WeightCurve]]]) -> F
         for axis in (top, bottom):
             axis.set_visible(True)
         _draw_weights(top, bottom, curves)
-        top.set(title=title, ylabel=measure)
+        top.set(title=title, ylabel=_wrapped(measure, MEASURE_WIDTH))
         bottom.set(ylabel="gain over weight 0", xlabel="aux weight (log scale; 0 apart)")
     return figure
 
@@ -159,6 +161,7 @@ def draw_aggregates(
     left, middle, right = figure.subplots(1, 3, width_ratios=[1, 1, 1.15])
     names = [name for name, _ in iqm]
     _draw_intervals(left, names, iqm, looks)
+    measure = _wrapped(measure, MEASURE_WIDTH)
     left.set(xlabel=measure, title="IQM over runs and tasks")
     left.margins(x=0.06)
     _draw_intervals(middle, names, improvement, looks)
@@ -249,6 +252,11 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained", facecolor="white")
 
 
+def _wrapped(text: str, width: int) -> str:
+    """A text in lines of `width` characters at most, but for longer words."""
+    return "\n".join(textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False))
+
+
 def _style(axis: Axes) -> None:
     axis.grid(alpha=0.35, color="#9a9a9a", lw=0.5)
     axis.set_axisbelow(True)
@@ -279,7 +287,8 @@ def _draw_panel(axis: Axes, panel: Panel, looks: Mapping[str, tuple[str, str]]) 
         labels.append((name, value, INK))
     if not any(line.curves or line.others for line in panel.lines):
         axis.text(0.5, 0.5, "no data", transform=axis.transAxes, ha="center", color=INK)
-    axis.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
+    axis.set(title=panel.title, xlabel=panel.x_label,
+             ylabel=_wrapped(panel.y_label, MEASURE_WIDTH))  # fmt: skip
     axis.margins(x=0.01)
     if axis.dataLim.width == 0:  # one report: room for its point
         only = axis.dataLim.x0

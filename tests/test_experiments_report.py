@@ -195,7 +195,7 @@ def test_claims_are_judged_by_the_interval_of_the_paired_difference(page: Path) 
     text = (page / "report.md").read_text()
     # 4 - 10, 5 - 12, 6 - 11: mean -6, deviation 1, t(2) 4.3027: -6 +- 2.484
     row = table_row(text, "Rotation hurts on Pong")
-    measure = "strict: score (mean of 100 whole games)"
+    measure = "strict: training score (last 100 whole games, exploration on)"
     assert row[3:] == [measure, "3", "-6.00", "-8.48 to -3.52", "supported"]
     # 97.0 - 99.0, 96.9 - 99.1, 96.8 - 99.2: mean -2.2, deviation 0.2: +- 0.497
     row = table_row(text, "Rotation hurts on MNIST", "protocol paper")

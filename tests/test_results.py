@@ -12,6 +12,7 @@ import pytest
 from experiments import report
 from rayssl.claims import CLAIMS
 from rayssl.comparison import judge, make_studies, paper_code_score, seed_list
+from rayssl.figures import Panel, draw_panels
 from rayssl.jobs import find_job
 from rayssl.page import Table
 from rayssl.results import ArmKey, Evaluation, Results, arm_key, read_results
@@ -247,7 +248,8 @@ def test_games_share_a_scale_by_human_and_random_scores(tmp_path: Path) -> None:
     assert [float(scores[0]) for scores in shared.arms["none"]] == pytest.approx([0, 0], abs=1e-12)
     assert [float(scores[0]) for scores in shared.arms["rotation, weight 1"]] == [1, 1]
     assert shared.left_out == ["permutation, weight 1 has scores on Pong only"]
-    assert (alone.tasks, alone.measure) == (["Seaquest"], "score (mean of 100 whole games)")
+    assert alone.tasks == ["Seaquest"]
+    assert alone.measure == "training score (last 100 whole games, exploration on)"
 
 
 def test_data_set_cut_short_is_called_small(tmp_path: Path) -> None:
@@ -306,12 +308,22 @@ def test_claims_are_judged_under_both_protocols_each_by_its_own_measure(tmp_path
     ]
     assert seen == [
         ("paper-code: best mean of 100 lives, rewards clipped", 3, "+1.07", "supported"),
-        ("strict: score (mean of 100 whole games)", 3, "-1.10", "refuted"),
+        ("strict: training score (last 100 whole games, exploration on)", 3, "-1.10", "refuted"),
     ]
     assert [row["tested on"].split(";")[0] for row in rows] == [
         "Breakout, network paper-code, protocol paper-code: permutation-6, weight 1",
         "Breakout, network nature: permutation, weight 1",
     ]
+
+
+def test_measure_of_an_axis_stands_within_the_height_of_the_axis(tmp_path: Path) -> None:
+    write_game(tmp_path / "a", {1000: 1, 2000: 2})
+    (study,) = make_studies(read_results([tmp_path]))
+    figure = draw_panels([Panel("Pong", "agent steps", study.measure, [])] * 2, {})
+    figure.draw_without_rendering()
+    for axis in figure.axes:
+        assert " ".join(axis.get_ylabel().split()) == study.measure
+        assert axis.yaxis.label.get_window_extent().height < axis.get_window_extent().height
 
 
 def test_preset_of_the_authors_code_is_never_compared_with_another(tmp_path: Path) -> None:
