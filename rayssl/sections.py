@@ -447,7 +447,9 @@ def _paper_tables(results: Results, studies: Sequence[Study]) -> Section:
             "whole games, from the runs' own evaluations or experiments/evaluate.py, interval over "
             "agents: each once, and only such as were evaluated after as many steps, at one "
             "epsilon and stickiness (the most agents; then the usual play, then the most steps). "
-            "Human and world record are whole games.",
+            "Human and world record are whole games. By our numbers so is the paper's Random row: "
+            "on Breakout it lies beside a random agent's whole games, far above its score per "
+            "life. Its \"same measure\" cell does not compare with it.",
         ),
     ]  # fmt: skip
     return Section("The paper's tables", (), blocks)

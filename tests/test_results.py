@@ -510,6 +510,14 @@ def evaluated(mean: float = 99.0, **changes: Any) -> Evaluation:
 OTHERS = "; others: see Trained agents"
 
 
+def test_note_of_table_iv_says_that_the_papers_random_row_is_of_whole_games() -> None:
+    page = make_page(Results(evaluations=[evaluated(agent="random")]), command="", above=0.0)
+    tables = [b for s in page.sections for b in s.blocks if isinstance(b, Table)]
+    (note,) = [table.note for table in tables if table.title.startswith("Table IV")]
+    assert "By our numbers so is the paper's Random row" in note
+    assert note.endswith('Its "same measure" cell does not compare with it.')
+
+
 @pytest.mark.parametrize(
     ("more", "cell"),
     [
