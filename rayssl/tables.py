@@ -87,8 +87,12 @@ def _how(gain: Difference | None) -> str | None:
 
 
 def game_rows(runs: Sequence[Run], above: float) -> list[Row]:
-    """Returns one row for each run of a game, over all of its steps."""
+    """Returns one row for each run of a game, over all of its steps.
+
+    Where runs differ in their setting (network, protocol, ...), a column says it.
+    """
     rows = []
+    several = len({run.key.context for run in runs}) > 1
     for run in runs:
         last = run.rows.iloc[-1]
         scores = run.curve("score_mean_100")
@@ -96,6 +100,7 @@ def game_rows(runs: Sequence[Run], above: float) -> list[Row]:
         updates = [run.value_at(name, math.inf) for name in ("td_updates", "aux_updates")]
         rows.append({
             "game": run.settings["game"],
+            **({"setting": run.key.setting} if several else {}),
             "task": run.key.name if run.key.is_pretrained else run.settings["aux_task"],
             "weight": run.key.weight,
             "seed": run.seed,

@@ -21,7 +21,15 @@ from rayssl.rllib.start import record_start
 from rayssl.sections import make_page, shown_arms, weight_curves
 from rayssl.sweeps.axes import Trial
 from rayssl.sweeps.folder import FAILED, FINISHED, STOPPED, SweepFolder
-from rayssl.tables import arm_rows, claim_findings, claim_rows, make_suites, table_3, table_4
+from rayssl.tables import (
+    arm_rows,
+    claim_findings,
+    claim_rows,
+    game_rows,
+    make_suites,
+    table_3,
+    table_4,
+)
 
 START = {"command": "python ...", "commit": "abc", "started": "2026-01-01T00:00:00+00:00"}
 
@@ -227,6 +235,17 @@ def test_networks_are_never_compared_with_each_other(tmp_path: Path) -> None:
     assert [study.name for study in studies] == ["Pong, network nature", "Pong, network paper-code"]
     assert studies[1].plain_of(studies[1].arms[0]) is None
     assert studies[1].gain(studies[1].arms[0]) is None
+
+
+def test_runs_of_several_settings_say_theirs(tmp_path: Path) -> None:
+    write_game(tmp_path / "a", {1000: 1})
+    assert "setting" not in game_rows(read_results([tmp_path]).runs, -5.0)[0]
+    write_game(tmp_path / "b", {1000: 1}, preset="paper-code", network="paper-code")
+    rows = game_rows(read_results([tmp_path]).runs, -5.0)
+    assert [(row["task"], row["setting"]) for row in rows] == [
+        ("none", "network nature"),
+        ("none", "network paper-code, protocol paper-code"),
+    ]
 
 
 def test_run_that_was_not_resumed_has_no_score_before_a_game_ended(tmp_path: Path) -> None:
