@@ -29,6 +29,9 @@ INK: Final = "#24292e"  # text and axes; becomes `currentColor` on a page
 STYLES: Final = ("-", "--", ":", "-.")  # when the palette has come round
 Floats = npt.NDArray[np.float64]
 MEASURE_WIDTH: Final = 36  # characters of a measure beside or below axes of 2 to 3 inches
+NAME_WIDTH: Final = 24  # characters of a line's name right of its axes
+TICK_WIDTH: Final = 32  # likewise, of an arm's name left of them
+TITLES_WIDTH: Final = 88  # characters of all titles in a row of panels
 _PLAIN_TEXT = matplotlib.rc_context({"text.parse_math": False})  # a name may hold a $
 
 
@@ -37,13 +40,16 @@ class Line:
     """One arm's curves in a panel: thin lines of single seeds, mean and band on top.
 
     Attributes:
+      name: of the arm, which gives the line its look.
       curves: (x, y) of the runs that mean and band are made of.
       others: of runs that ended early: thin lines only.
+      label: what stands beside the line; empty: the name.
     """
 
     name: str
     curves: Sequence[tuple[Floats, Floats]]
     others: Sequence[tuple[Floats, Floats]] = ()
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class Panel:
     """One pair of axes.
 
     Attributes:
-      title, x_label, y_label: texts.
+      title, x_label, y_label: texts; title and y_label are broken into lines where too long.
       lines: drawn on top of one another.
       levels: horizontal lines, name -> value, e.g. the random agent's score.
       whole_x: ticks at whole numbers only (epochs).
@@ -119,6 +125,9 @@ def draw_panels(
         axis.set_visible(False)
     for axis, panel in zip(axes, panels, strict=False):
         _draw_panel(axis, panel, looks)
+        # Set beside the others, a title starts left of its axes, and ends past them.
+        title = _wrapped(panel.title, TITLES_WIDTH // max(columns, 2))
+        axis.set_title(title, color=INK, size=10)
     return figure
 
 
@@ -142,7 +151,8 @@ def draw_weights(studies: Sequence[tuple[str, str, Sequence[WeightCurve]]]) -> F
         for axis in (top, bottom):
             axis.set_visible(True)
         _draw_weights(top, bottom, curves)
-        top.set(title=title, ylabel=_wrapped(measure, MEASURE_WIDTH))
+        top.set_title(_wrapped(title, TITLES_WIDTH // 2), color=INK, size=10)
+        top.set(ylabel=_wrapped(measure, MEASURE_WIDTH))
         bottom.set(ylabel="gain over weight 0", xlabel="aux weight (log scale; 0 apart)")
     return figure
 
@@ -253,8 +263,11 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _wrapped(text: str, width: int) -> str:
-    """A text in lines of `width` characters at most, but for longer words."""
-    return "\n".join(textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False))
+    """A text in lines of `width` characters at most, but for longer words; its own breaks stay."""
+    return "\n".join(
+        textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+        for line in text.splitlines()
+    )
 
 
 def _style(axis: Axes) -> None:
@@ -281,14 +294,13 @@ def _draw_panel(axis: Axes, panel: Panel, looks: Mapping[str, tuple[str, str]]) 
         if end is None and thin:
             end = float(np.mean([y[-1] for _, y in thin]))
         if end is not None:
-            labels.append((line.name, end, colour))
+            labels.append((line.label or line.name, end, colour))
     for name, value in panel.levels.items():
         axis.axhline(value, color=INK, lw=0.8, ls=":")
         labels.append((name, value, INK))
     if not any(line.curves or line.others for line in panel.lines):
         axis.text(0.5, 0.5, "no data", transform=axis.transAxes, ha="center", color=INK)
-    axis.set(title=panel.title, xlabel=panel.x_label,
-             ylabel=_wrapped(panel.y_label, MEASURE_WIDTH))  # fmt: skip
+    axis.set(xlabel=panel.x_label, ylabel=_wrapped(panel.y_label, MEASURE_WIDTH))
     axis.margins(x=0.01)
     if axis.dataLim.width == 0:  # one report: room for its point
         only = axis.dataLim.x0
@@ -315,20 +327,25 @@ def _label_ends(axis: Axes, labels: Sequence[tuple[str, float, str]]) -> None:
     """Writes names right of the axes at the heights of their lines, pushed apart."""
     low, high = axis.get_ylim()
     axis.set_ylim(low, high)
-    gap = 0.058
+    gap = 0.058  # of two lines of text
     places: list[tuple[float, str, str]] = []
+    half = 0.0
     for name, value, colour in sorted(labels, key=lambda label: (label[1], label[0])):
+        text = _wrapped(name, NAME_WIDTH)
         height = (value - low) / (high - low) if high > low else 0.5
-        lowest = places[-1][0] + gap if places else 0.0
-        places.append((max(min(height, 1.0), lowest), name, colour))
+        own = gap * (text.count("\n") + 1) / 2
+        lowest = places[-1][0] + half + own if places else 0.0
+        places.append((max(min(height, 1.0), lowest), text, colour))
+        half = own
     if places and places[-1][0] > 1.0:  # pushed out at the top: move back what stands close
-        top = 1.0
+        top = 1.0 + half
         for i in range(len(places) - 1, -1, -1):
-            height = min(places[i][0], top)
+            own = gap * (places[i][1].count("\n") + 1) / 2
+            height = min(places[i][0], top - own)
             places[i] = height, *places[i][1:]
-            top = height - gap
-    for height, name, colour in places:
-        axis.text(1.02, height, name, transform=axis.transAxes, va="center", fontsize=8,
+            top = height - own
+    for height, text, colour in places:
+        axis.text(1.02, height, text, transform=axis.transAxes, va="center", fontsize=8,
                   color=colour)  # fmt: skip
 
 
@@ -395,7 +412,7 @@ def _draw_intervals(
             axis.barh(place, found.high - found.low, left=found.low, height=0.5, color=colour,
                       alpha=0.35)  # fmt: skip
         axis.plot([found.value], [place], "|", color=colour, ms=12, mew=2.4)
-    axis.set_yticks(range(len(names)), names)
+    axis.set_yticks(range(len(names)), [_wrapped(name, TICK_WIDTH) for name in names])
     axis.set_ylim(len(names) - 0.4, -0.6)
     if not rows:
         axis.text(0.5, 0.5, "nothing to compare", transform=axis.transAxes, ha="center", color=INK)

@@ -10,6 +10,7 @@ from rayssl import tables
 from rayssl.claims import NOT_WORSE_MARGIN
 from rayssl.comparison import EVALUATED, Arm, Study, make_studies
 from rayssl.figures import (
+    NAME_WIDTH,
     Line,
     Panel,
     Profile,
@@ -232,6 +233,7 @@ BAND: Final = "95% interval of the mean (Student's t over seeds)"
 def _lines(study: Study, column: str, factor: float = 1.0, *, pretext: bool = False) -> list[Line]:
     """The arms' curves of a column; with `pretext` only of those that have a pretext head."""
     lines = []
+    shared = shared_words(study)
     for arm in shown_arms(study):
         curves: list[tuple[Any, Any]] = []
         others: list[tuple[Any, Any]] = []
@@ -240,8 +242,28 @@ def _lines(study: Study, column: str, factor: float = 1.0, *, pretext: bool = Fa
             if len(rows) and not (pretext and arm.key.is_plain):
                 curve = rows[run.x].to_numpy(float), factor * rows[column].to_numpy(float)
                 (curves if seed in arm.scores else others).append(curve)
-        lines.append(Line(arm.key.name, curves, others))
+        words = arm.key.name.split(", ")
+        label = ", ".join(word for word in words if word not in shared)
+        lines.append(Line(arm.key.name, curves, others, label))
     return lines
+
+
+def shared_words(study: Study) -> list[str]:
+    """Returns what the names of all of a study's arms with a pretext loss have in common.
+
+    Nothing where such an arm is alone, or all names are short enough to stand beside their lines.
+    """
+    names = [arm.key.name for arm in shown_arms(study) if arm.key.weight > 0]
+    if len(names) < 2 or max(map(len, names)) <= NAME_WIDTH:
+        return []
+    first, *others = [name.split(", ")[1:] for name in names]
+    return [word for word in first if all(word in other for other in others)]
+
+
+def _title(study: Study, about: str = "") -> str:
+    """Of a panel: the study, what is drawn, and on a line of its own what the names leave out."""
+    shared = ", ".join(shared_words(study))
+    return f"{study.name}{about and f': {about}'}" + (shared and f"\npretext arms: {shared}")
 
 
 def _chance(study: Study) -> dict[str, float]:
@@ -258,13 +280,13 @@ def _game_pictures(
         levels = {}
         if study.where in HUMAN_AND_RANDOM:
             levels = {"random play": HUMAN_AND_RANDOM[study.where][1]}
-        scores.append(Panel(study.name, "agent steps", study.measure,
+        scores.append(Panel(_title(study), "agent steps", study.measure,
                             _lines(study, study.column), levels))  # fmt: skip
         if any(not arm.key.is_plain for arm in shown_arms(study)):
             reasons += [
-                Panel(f"{study.name}: pretext head", "agent steps", "aux accuracy",
+                Panel(_title(study, "pretext head"), "agent steps", "aux accuracy",
                       _lines(study, "aux_accuracy", pretext=True), _chance(study)),
-                Panel(f"{study.name}: do the losses pull together?", "agent steps",
+                Panel(_title(study, "do the losses pull together?"), "agent steps",
                       "cosine of TD and aux gradients",
                       _lines(study, "gradient_cosine", pretext=True), {"at right angles": 0.0}),
             ]  # fmt: skip
@@ -291,14 +313,14 @@ def _classifier_pictures(
         shown = "validation_accuracy" if strict else "test_accuracy"
         what = "validation accuracy (%)" if strict else "test accuracy (%)"
         panels += [
-            Panel(f"{study.name}: loss", "epoch", "training loss", _lines(study, "loss"),
+            Panel(_title(study, "loss"), "epoch", "training loss", _lines(study, "loss"),
                   whole_x=True),
-            Panel(f"{study.name}: accuracy", "epoch", what, _lines(study, shown, 100),
+            Panel(_title(study, "accuracy"), "epoch", what, _lines(study, shown, 100),
                   whole_x=True),
         ]  # fmt: skip
         if any(not arm.key.is_plain for arm in shown_arms(study)):
             reasons.append(Panel(
-                study.name, "epoch", "aux accuracy (%)",
+                _title(study), "epoch", "aux accuracy (%)",
                 _lines(study, "aux_accuracy", 100, pretext=True), whole_x=True,
             ))  # fmt: skip
     blocks: list[Table | Picture] = [Picture(

@@ -4,17 +4,19 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from experiments import report
 from rayssl.claims import CLAIMS
 from rayssl.comparison import judge, make_studies, paper_code_score, seed_list
-from rayssl.figures import Panel, draw_panels
+from rayssl.figures import Line, Panel, arm_colours, draw_panels
 from rayssl.jobs import find_job
-from rayssl.page import Table
+from rayssl.page import Picture, Table
 from rayssl.results import ArmKey, Evaluation, Results, arm_key, read_results
 from rayssl.rllib.run_log import RunLog
 from rayssl.rllib.start import record_start
@@ -343,6 +345,39 @@ def test_measure_of_an_axis_stands_within_the_height_of_the_axis(tmp_path: Path)
     for axis in figure.axes:
         assert " ".join(axis.get_ylabel().split()) == study.measure
         assert axis.yaxis.label.get_window_extent().height < axis.get_window_extent().height
+
+
+def test_long_names_and_titles_leave_a_plot_its_room(tmp_path: Path) -> None:
+    own: dict[str, Any] = {"preset": "paper-code", "network": "paper-code", "game": "breakout",
+                           "optimizers": "separate", "aux_samples": "all"}  # fmt: skip
+    for task in ("none", "rotation", "permutation-6"):
+        write_game(tmp_path / task, {1000: 1, 2000: 2}, aux_task=task, **own)
+    page = make_page(read_results([tmp_path]), command="", above=0.0)
+    pictures = {b.name: b for s in page.sections for b in s.blocks if isinstance(b, Picture)}
+    figure = pictures["curves"].figure
+    figure.draw_without_rendering()
+    (axis,) = figure.axes
+    assert axis.get_title().splitlines() == [
+        "Breakout, network paper-code, protocol", "paper-code",
+        "pretext arms: weight 1, optimizers separate,", "samples all",
+    ]  # fmt: skip
+    assert {text.get_text() for text in axis.texts} >= {"none", "rotation", "permutation-6"}
+    assert axis.title.get_window_extent().x0 > 0
+    assert axis.get_window_extent().width > 0.6 * figure.bbox.width
+
+
+def test_names_of_several_lines_do_not_touch() -> None:
+    x = np.array([0.0, 1.0])
+    names = [f"{'a long name of an arm ' * 2}{i}" for i in range(4)]
+    looks = arm_colours(names, [])
+    for values in ((0, 0, 0, 0), (0, 1, 1, 1)):
+        lines = [Line(n, [(x, np.full(2, float(v)))]) for n, v in zip(names, values, strict=True)]
+        figure = draw_panels([Panel("", "", "", lines)] * 2, looks)
+        figure.draw_without_rendering()
+        boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+        boxes.sort(key=lambda box: float(box.y0))
+        assert len(boxes) == 4
+        assert all(below.y1 <= above.y0 for below, above in pairwise(boxes))
 
 
 def test_preset_of_the_authors_code_is_never_compared_with_another(tmp_path: Path) -> None:
