@@ -269,6 +269,13 @@ class Study:
         lives = "best mean of 100 lives, rewards clipped"
         return f"{self.protocol}: {lives if self.judged_by_lives else self.measure}"
 
+    @property
+    def drawn(self) -> tuple[str, str]:
+        """Column of a game's logs that learning curves show, and what it is: as it is judged."""
+        if self.judged_by_lives:
+            return LIVES, "training score (last 100 lives, rewards clipped)"
+        return self.column, self.measure
+
     def judged_gain(self, arm: Arm, scale: float) -> Difference | None:
         """Returns arm - scale * plain over seeds, by the measure that claims are judged by."""
         plain = self.plain_of(arm)

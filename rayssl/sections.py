@@ -278,10 +278,11 @@ def _game_pictures(
     scores, reasons = [], []
     for study in studies[:MAX_STUDIES]:
         levels = {}
-        if study.where in HUMAN_AND_RANDOM:
+        column, measure = study.drawn
+        if study.where in HUMAN_AND_RANDOM and not study.judged_by_lives:  # of whole games
             levels = {"random play": HUMAN_AND_RANDOM[study.where][1]}
-        scores.append(Panel(_title(study), "agent steps", study.measure,
-                            _lines(study, study.column), levels))  # fmt: skip
+        scores.append(Panel(_title(study), "agent steps", measure,
+                            _lines(study, column), levels))  # fmt: skip
         if any(not arm.key.is_plain for arm in shown_arms(study)):
             reasons += [
                 Panel(_title(study, "pretext head"), "agent steps", "aux accuracy",
@@ -290,10 +291,14 @@ def _game_pictures(
                       "cosine of TD and aux gradients",
                       _lines(study, "gradient_cosine", pretext=True), {"at right angles": 0.0}),
             ]  # fmt: skip
+    lives = (
+        "Runs whose claims are judged by lives: mean of the last 100 lives of training (of all, "
+        "where there were fewer), rewards clipped, as in the paper's Figure 10. "
+    ) * any(study.judged_by_lives for study in studies[:MAX_STUDIES])
     blocks: list[Table | Picture] = [Picture(
         "curves", "Learning curves (Figure 10)", draw_panels(scores, looks),
         "Score against agent steps (4 frames each); whole games, unclipped: of evaluations where "
-        "all runs have one at the same step, else of training. " + _curve_note(BAND),
+        "all runs have one at the same step, else of training. " + lives + _curve_note(BAND),
     )]  # fmt: skip
     if any(line.curves or line.others for panel in reasons for line in panel.lines):
         blocks.append(Picture(

@@ -351,7 +351,8 @@ def test_long_names_and_titles_leave_a_plot_its_room(tmp_path: Path) -> None:
     own: dict[str, Any] = {"preset": "paper-code", "network": "paper-code", "game": "breakout",
                            "optimizers": "separate", "aux_samples": "all"}  # fmt: skip
     for task in ("none", "rotation", "permutation-6"):
-        write_game(tmp_path / task, {1000: 1, 2000: 2}, aux_task=task, **own)
+        scores = {1000: 1, 2000: 2}
+        write_game(tmp_path / task, scores, lives=scores, aux_task=task, **own)
     page = make_page(read_results([tmp_path]), command="", above=0.0)
     pictures = {b.name: b for s in page.sections for b in s.blocks if isinstance(b, Picture)}
     figure = pictures["curves"].figure
@@ -364,6 +365,26 @@ def test_long_names_and_titles_leave_a_plot_its_room(tmp_path: Path) -> None:
     assert {text.get_text() for text in axis.texts} >= {"none", "rotation", "permutation-6"}
     assert axis.title.get_window_extent().x0 > 0
     assert axis.get_window_extent().width > 0.6 * figure.bbox.width
+
+
+def test_curves_of_runs_that_are_judged_by_lives_show_lives(tmp_path: Path) -> None:
+    for name, own in (("code", {"preset": "paper-code", "network": "paper-code"}), ("strict", {})):
+        write_game(tmp_path / name, {1000: 50, 2000: 60}, lives={1000: 1, 2000: 2},
+                   game="breakout", **own)  # fmt: skip
+    page = make_page(read_results([tmp_path]), command="", above=0.0)
+    (picture,) = [b for s in page.sections for b in s.blocks
+                  if isinstance(b, Picture) and b.name == "curves"]  # fmt: skip
+    seen = [
+        (" ".join(axis.get_ylabel().split()), list(np.asarray(axis.lines[0].get_ydata())))
+        for axis in picture.figure.axes
+    ]
+    assert seen == [
+        ("training score (last 100 lives, rewards clipped)", [1, 2]),
+        ("training score (last 100 whole games, exploration on)", [50, 60]),
+    ]
+    levels = [{text.get_text() for text in axis.texts} for axis in picture.figure.axes]
+    assert levels == [{"none"}, {"none", "random play"}], "random play's score is of whole games"
+    assert "rewards clipped, as in the paper's Figure 10" in picture.caption
 
 
 def test_names_of_several_lines_do_not_touch() -> None:
