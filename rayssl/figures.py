@@ -31,7 +31,7 @@ Floats = npt.NDArray[np.float64]
 MEASURE_WIDTH: Final = 36  # characters of a measure beside or below axes of 2 to 3 inches
 NAME_WIDTH: Final = 24  # characters of a line's name right of its axes
 TICK_WIDTH: Final = 32  # likewise, of an arm's name left of them
-TITLES_WIDTH: Final = 88  # characters of all titles in a row of panels
+TITLES_WIDTH: Final = 116  # characters of all titles in a row of panels
 _PLAIN_TEXT = matplotlib.rc_context({"text.parse_math": False})  # a name may hold a $
 
 

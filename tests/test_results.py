@@ -359,9 +359,9 @@ def test_long_names_and_titles_leave_a_plot_its_room(tmp_path: Path) -> None:
     figure.draw_without_rendering()
     (axis,) = figure.axes
     assert axis.get_title().splitlines() == [
-        "Breakout, network paper-code, protocol", "paper-code",
-        "pretext arms: weight 1, optimizers separate,", "samples all",
-    ]  # fmt: skip
+        "Breakout, network paper-code, protocol paper-code",
+        "pretext arms: weight 1, optimizers separate, samples all",
+    ]
     assert {text.get_text() for text in axis.texts} >= {"none", "rotation", "permutation-6"}
     assert axis.title.get_window_extent().x0 > 0
     assert axis.get_window_extent().width > 0.6 * figure.bbox.width
