@@ -11,6 +11,7 @@ import pytest
 from rayssl.data.face_splits import (
     SPLIT_KINDS,
     LeakageError,
+    SplitError,
     SplitKind,
     check_disjoint,
     leakage_report,
@@ -145,9 +146,13 @@ def test_check_refuses_a_row_on_two_sides_even_in_a_random_split() -> None:
         (
             lambda v: v.assign(actor=np.nan),
             "actor",
-            "An? actor split .* the data give no actor of 120 of 120",
+            "^An actor split .* the data give no actor of 120 of 120",
         ),
-        (lambda v: v.assign(part="one"), "part", "all videos are of one: one"),
+        (
+            lambda v: v.assign(part="one"),
+            "part",
+            "^A part split .*: test needs a part of its own, and all videos are of one: one",
+        ),
         (lambda v: v.assign(part=np.where(v.label, "a", "b")), "part", "lack real or fake videos"),
         (lambda v: v.assign(family=v.family.where(v.label == 0)), "family", "no family of 80"),
     ],
@@ -157,6 +162,14 @@ def test_split_that_the_data_do_not_allow_is_refused_with_the_reason(
 ) -> None:
     with pytest.raises(ValueError, match=text):
         split_faces(face_set(change(dfdc_like())), kind, seed=0)
+
+
+def test_validation_that_cannot_be_taken_from_what_test_leaves_is_named() -> None:
+    faces = face_set(dfdc_like(parts=2))
+    assert len(split_faces(faces, "part", seed=0).test)
+    text = r"validation needs a part of its own, and all videos that test leaves are of one: part_"
+    with pytest.raises(SplitError, match=text):
+        split_faces(faces, "part", seed=0, validation_share=0.2)
 
 
 @pytest.mark.parametrize("kind", SPLIT_KINDS)

@@ -121,9 +121,13 @@ class SplitError(ValueError):
     def __str__(self) -> str:
         others = ", ".join(k for k in SPLIT_KINDS if k not in (self.kind, "random"))
         return (
-            f"A {self.kind} split cannot be made: {self.why}. Choose another kind: {others}, or "
-            "random (leaks)."
+            f"{_a(self.kind).capitalize()} split cannot be made: {self.why}. Choose another kind: "
+            f"{others}, or random (leaks)."
         )
+
+
+def _a(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 class LeakageError(RuntimeError):
@@ -197,12 +201,16 @@ def _split(
     table = faces.videos.set_index("video").loc[videos["video"]].reset_index()
     groups = _groups(table, kind)
     if len(set(groups)) < 2:
-        raise SplitError(kind, f"all videos are of one: {groups[0]}")
+        column, left = COLUMNS[kind], " that test leaves" if side == "validation" else ""
+        raise SplitError(
+            kind,
+            f"{side} needs {_a(column)} of its own, and all videos{left} are of one: {groups[0]}",
+        )
     draws = GroupShuffleSplit(CANDIDATES, test_size=share, random_state=seed)
     try:
         drawn = list(draws.split(table, groups=groups))
     except ValueError as error:
-        raise SplitError(kind, str(error).rstrip(".")) from error
+        raise SplitError(kind, f"{side}: {str(error).rstrip('.')}") from error
     best, best_miss = None, np.inf
     for train, test in drawn:
         if kind == "actor":
