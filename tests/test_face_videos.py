@@ -63,6 +63,19 @@ def test_sample_set_at_the_root_itself_is_found(tmp_path: Path) -> None:
     assert list(found.videos["video"]) == ["a", "b"]
 
 
+@pytest.mark.parametrize("root", [".", "deep/..", "../linked"])
+def test_part_that_is_the_root_itself_keeps_its_folders_name(
+    root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_tree(tmp_path / "dfdc_train_part_7", part(".", {"a.mp4": REAL, "b.mp4": FAKE}))
+    (folder / "deep").mkdir()
+    (tmp_path / "linked").symlink_to(folder)
+    monkeypatch.chdir(folder)
+    found = find_videos(Path(root))
+    assert set(found.videos["part"]) == {"dfdc_train_part_7"}
+    assert list(found.videos["path"]) == ["a.mp4", "b.mp4"]
+
+
 def test_fake_keeps_its_family_if_the_original_is_not_there(tmp_path: Path) -> None:
     files = part("p", {"b.mp4": FAKE | {"original": "elsewhere.mp4"}})
     assert row(find_videos(make_tree(tmp_path, files)), "p/b")["family"] == "elsewhere"

@@ -75,6 +75,7 @@ def find_videos(root: Path, compression: Compression | None = None) -> FoundVide
     """
     if not root.is_dir():
         raise FileNotFoundError(f"No folder {root}. Pass the folder that holds the videos.")
+    root = root.resolve()  # a part is called by its folder's name, and "." has none
     problems: list[Problem] = []
     files = files_below(root, lambda error: problems.append(_unreadable(root, error)))
     rows: dict[str, dict[str, Any]] = {}
