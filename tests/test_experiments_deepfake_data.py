@@ -85,6 +85,7 @@ def test_finished_stand_in_is_left_as_it_is_and_other_settings_are_refused(stand
     [
         ("prepare {nowhere}", "No folder"),
         ("prepare {empty}", "holds no usable video. Expected DFDC"),
+        ("prepare {videos} --compression c23", "or leave --compression out"),
         ("prepare {videos} --real 9", "Expected --real of 0 to 4"),
         ("prepare {videos} --real 0 --fake 0", "No video to prepare"),
         ("prepare {videos} --frames 0", "--frames must be 1 or more"),

@@ -143,6 +143,14 @@ def test_faceforensics_of_two_compressions_asks_which(tmp_path: Path) -> None:
         find_videos(root, "c40")
 
 
+@pytest.mark.parametrize("name", ["p/metadata.json", "dataset.json", "q/labels.csv"])
+def test_compression_of_another_layout_is_refused(name: str, tmp_path: Path) -> None:
+    root = make_tree(tmp_path, {name: {}})
+    text = r"--compression is of FaceForensics\+\+ and DFD: expected original_.* c40, got neither"
+    with pytest.raises(ValueError, match=text):
+        find_videos(root, "c40")
+
+
 TWICE = '{"b.mp4": {"label": "REAL"}, "b.mp4": {"label": "FAKE"}}'
 
 

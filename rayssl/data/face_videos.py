@@ -68,10 +68,11 @@ def find_videos(root: Path, compression: Compression | None = None) -> FoundVide
 
     Args:
       root: of one of the layouts above.
-      compression: of FaceForensics++; needed where there is more than one.
+      compression: of FaceForensics++ and DFD; needed where there is more than one.
     Raises:
       FileNotFoundError: if the folder is not there.
-      ValueError: if it has no known layout, no usable video, or several compressions.
+      ValueError: if it has no known layout, no usable video, or several compressions; for a
+        compression of another layout.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"No folder {root}. Pass the folder that holds the videos.")
@@ -141,6 +142,12 @@ def _entries(root: Path, files: list[Path], compression: Compression | None) -> 
     """What each layout tells about each video; `name` must be unique."""
     if any((root / name).is_dir() for name in SEQUENCES):
         return _face_forensics(root, files, compression)
+    if compression is not None:
+        raise ValueError(
+            f"--compression is of FaceForensics++ and DFD: expected {' or '.join(SEQUENCES)} in "
+            f"{root} with {compression}, got neither. Pass the folder that holds them, or leave "
+            "--compression out."
+        )
     if (root / "dataset.json").is_file():
         return _preview(root, files)
     return _challenge(root, files)
