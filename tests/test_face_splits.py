@@ -120,6 +120,25 @@ def test_actor_split_keeps_joined_people_together_where_they_are_few() -> None:
     assert split.leakage.shared["actor"] == 0
 
 
+def test_actor_split_of_fakes_without_the_person_put_in_is_refused_and_first_actor_is_not() -> None:
+    videos = dfdc_like()
+    videos.loc[videos["video"].isin(["f3a", "f4b"]), "other_actor"] = np.nan
+    faces = face_set(videos)
+    text = r"^An actor split .* no other_actor, the person put in, of 2 of 80 fakes \(first-actor "
+    with pytest.raises(SplitError, match=text):
+        split_faces(faces, "actor", seed=0)
+    split = split_faces(faces, "first-actor", seed=0)
+    assert split.leakage.shared["actor"] is None
+    assert "actors unknown" in leakage_report(split)
+
+
+def test_fakes_of_one_person_can_be_split_by_actor_if_the_data_say_so() -> None:
+    videos = dfdc_like()
+    one = videos.assign(other_actor=videos["actor"].where(videos["label"] == 1))
+    split = split_faces(face_set(one), "actor", seed=0)
+    assert (split.leakage.shared["actor"], split.leakage.left_out) == (0, 0)
+
+
 def test_first_actor_split_ignores_the_person_put_in_as_the_authors_code_does() -> None:
     split = split_faces(face_set(dfdc_like()), "first-actor", seed=0)
     assert split.leakage.left_out == 0

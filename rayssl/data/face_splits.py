@@ -84,8 +84,8 @@ def split_faces(
       validation_share: of what is not test, in [0, 1); 0: no validation.
     Raises:
       ValueError: for an unknown kind or share, or faces that are all real or all fake.
-      SplitError: where the data cannot be split so: a video without actor, one part only, a side
-        that would have one label only.
+      SplitError: where the data cannot be split so: a video without actor, a fake without the
+        person put in (`actor` only), one part only, a side that would have one label only.
       LeakageError: if what the kind keeps apart is on both sides (a fault of this module).
     """
     if kind not in SPLIT_KINDS:
@@ -249,7 +249,19 @@ def _groups(videos: pd.DataFrame, kind: SplitKind) -> np.ndarray:
     missing = int(videos[column].isna().sum())
     if missing:
         raise SplitError(kind, f"the data give no {column} of {missing} of {len(videos)} videos")
+    if kind == "actor" and (missing := int(_unnamed(videos).sum())):
+        raise SplitError(
+            kind,
+            f"the data give no other_actor, the person put in, of {missing} of "
+            f"{int(videos['label'].sum())} fakes (first-actor needs none; a fake of one person has "
+            "its actor as other_actor)",
+        )
     return _people(videos) if kind == "actor" else videos[column].to_numpy(str)
+
+
+def _unnamed(videos: pd.DataFrame) -> pd.Series:
+    """Which videos show somebody whom the data do not name."""
+    return videos["actor"].isna() | ((videos["label"] == 1) & videos["other_actor"].isna())
 
 
 def _people(videos: pd.DataFrame) -> np.ndarray:
@@ -295,4 +307,5 @@ def _values(faces: FaceSet, column: str, rows: np.ndarray) -> set[str]:
 
 
 def _known(faces: FaceSet, column: str) -> bool:
-    return not faces.videos["actor" if column == "person" else column].isna().any()
+    unknown = _unnamed(faces.videos) if column == "person" else faces.videos[column].isna()
+    return not unknown.any()
