@@ -188,3 +188,11 @@ def test_table_says_whether_weights_are_the_published_ones(
     report = deepfake_report([trial(backbone, weights_id=weights_id)], dataset=DATASET, missing={})
     name = TABLE_III[backbone].name if backbone in TABLE_III else backbone
     assert cells(report, "### Table III under `strict`", name)[3] == words
+
+
+def test_parts_that_a_family_split_leaves_out_are_named_beside_their_crops() -> None:
+    leaks: dict[str, Any] = {"shared": {"family": 0}, "total": {"family": 4}, "left_out": 75}
+    rows = [trial(), trial(split="family", leakage=leaks | {"left_out_parts": ["test"]})]
+    report = deepfake_report(rows, dataset=DATASET, missing={})
+    heading = "### What training and test crops share, first seed"
+    assert {"75", "test"} <= set(cells(report, heading, "strict   | family"))

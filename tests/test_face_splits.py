@@ -145,6 +145,44 @@ def test_first_actor_split_ignores_the_person_put_in_as_the_authors_code_does() 
     assert split.leakage.shared["actor"]
 
 
+def with_test_set(videos: pd.DataFrame, real: int = 6, fake: int = 9) -> pd.DataFrame:
+    """Beside them a test set as DFDC's: no fake names its original, of which any may be real."""
+    names = [f"t{i}" for i in range(real + fake)]
+    label = [0] * real + [1] * fake
+    test = pd.DataFrame({"video": names, "part": "test", "label": label, "method": "fake"})
+    test["family"] = test["video"].where(test["label"] == 0)
+    return pd.concat([videos, test], ignore_index=True)
+
+
+def test_family_split_leaves_out_the_parts_where_a_fakes_family_is_unknown_and_counts_them() -> (
+    None
+):
+    faces = face_set(with_test_set(dfdc_like()))
+    split = split_faces(faces, "family", seed=0, validation_share=0.25)
+    sides = np.concatenate([split.train, split.validation, split.test])
+    assert set(faces.column("part")[sides]) == {f"part_{i}" for i in range(5)}
+    assert len(sides) == 120 * FRAMES
+    assert (split.leakage.left_out, split.leakage.left_out_parts) == (15 * FRAMES, ("test",))
+    assert "left out: 75 crops of part test: a fake there has no known" in leakage_report(split)
+    assert len(split_faces(faces, "video", seed=0).leakage.left_out_parts) == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda v: v[(v["part"] == "test") | (v["label"] == 0)].reset_index(drop=True),
+        lambda v: v.assign(part="all"),
+        lambda v: v.assign(part=v["part"].where(v["family"].notna())),
+    ],
+    ids=["the other parts are all real", "one part", "unknown part"],
+)
+def test_family_split_is_refused_where_no_part_is_known_to_hold_whole_families_of_both_labels(
+    change: Callable[[pd.DataFrame], pd.DataFrame],
+) -> None:
+    with pytest.raises(SplitError, match=r"^A family split .* no family of 9 of "):
+        split_faces(face_set(change(with_test_set(dfdc_like()))), "family", seed=0)
+
+
 def test_check_refuses_a_family_on_two_sides() -> None:
     faces = face_set(dfdc_like())
     split = split_faces(faces, "video", seed=0)

@@ -11,8 +11,11 @@
 
 `video` is no neutral choice: a fake whose original is in training looks like a known real video, so
 a classifier that remembers people gives it the wrong label. `family` has no such trap.
+Parts in which a fake's family is unknown (DFDC's test set) are on no side of it: its original may
+be any of the real videos there.
 """
 
+from collections.abc import Iterable
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -38,12 +41,14 @@ class Leakage(NamedTuple):
       shared: videos, families, actors and parts of the test crops that are also in training or
         validation; None where the data do not say.
       total: how many different ones there are in the test crops; None likewise.
-      left_out: crops on no side, because their fake joins people of both.
+      left_out: crops on no side: of fakes that join people of both, or of `left_out_parts`.
+      left_out_parts: parts on no side, because the family of a fake in them is unknown.
     """
 
     shared: dict[str, int | None]
     total: dict[str, int | None]
     left_out: int
+    left_out_parts: tuple[str, ...] = ()
 
 
 class FaceSplit(NamedTuple):
@@ -74,7 +79,7 @@ def split_faces(
 
     The shares are of crops (`random`), videos (`video`) or groups, with real and fake in test as
     near to the share as the groups allow: the best of 100 draws. Validation is taken from training
-    by the same kind.
+    by the same kind. `family` leaves out the parts in which the family of a fake is unknown.
 
     Args:
       faces: the crops.
@@ -102,11 +107,14 @@ def split_faces(
             "Prepare both: see --real and --fake."
         )
     rows = np.arange(len(faces.frames), dtype=np.int64)
+    left_out = _parts_without_families(faces.videos) if kind == "family" else ()
+    rows = rows[~pd.Series(faces.column("part")).isin(left_out).to_numpy()]
     rest, test = _split(faces, rows, kind, test_share, seed, "test")
     train, validation = rest, rows[:0]
     if validation_share:
         train, validation = _split(faces, rest, kind, validation_share, seed + 1, "validation")
-    split = FaceSplit(train, validation, test, kind, leakage(faces, train, validation, test))
+    leaks = leakage(faces, train, validation, test)._replace(left_out_parts=left_out)
+    split = FaceSplit(train, validation, test, kind, leaks)
     check_disjoint(faces, split)
     return split
 
@@ -175,13 +183,27 @@ def leakage_report(split: FaceSplit) -> str:
         found.append(f"{plural} {'unknown' if count is None else f'{count} of {total}'}")
     lines.append(f"test shares with training: {', '.join(found)}")
     if split.leakage.left_out:
-        lines.append(f"left out: {split.leakage.left_out:,} crops of fakes that join two sides")
+        lines.append(f"left out: {split.leakage.left_out:,} crops {_why_left_out(split.leakage)}")
     if split.kind == "random":
         lines.append(
             "LEAKS: frames of one video are in training and test; the result says how well videos "
             "are recognised again, not how well fakes are."
         )
     return "\n".join(lines)
+
+
+def _why_left_out(leaks: Leakage) -> str:
+    if not leaks.left_out_parts:
+        return "of fakes that join two sides"
+    parts = f"{'part' if len(leaks.left_out_parts) == 1 else 'parts'} {_some(leaks.left_out_parts)}"
+    return f"of {parts}: a fake there has no known original, which any real video there may be"
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first of these names, sorted, and how many more there are."""
+    first, *others = sorted(names)
+    shown, more = [first, *others[:4]], len(others) - 4
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
 
 
 def _split(
@@ -241,6 +263,16 @@ def _miss(videos: pd.DataFrame, train: np.ndarray, test: np.ndarray, share: floa
         off = np.abs(found / size - share)
         miss += float(reduce(off) if reduce else np.average(off, weights=size))
     return miss
+
+
+def _parts_without_families(videos: pd.DataFrame) -> tuple[str, ...]:
+    """The parts with a fake of unknown family; SplitError if the others have one label or none."""
+    unknown = videos["family"].isna()
+    parts = videos.loc[unknown, "part"]
+    if parts.isna().any() or videos.loc[~videos["part"].isin(parts), "label"].nunique() < 2:
+        why = f"the data give no family of {int(unknown.sum())} of {len(videos)} videos"
+        raise SplitError("family", why)
+    return tuple(sorted(set(parts)))
 
 
 def _groups(videos: pd.DataFrame, kind: SplitKind) -> np.ndarray:
