@@ -304,8 +304,9 @@ def _leakage(arms: Mapping[Arm, Sequence[Finished]]) -> list[dict[str, Any]]:
             "protocol": arm.protocol, "split": arm.split,
             **{f"{part} crops": size for part, size in sizes.items()},
             **shared, "left out": leaks["left_out"],
-            # Rows from before left no parts out.
+            # Rows from before have neither of the two.
             "of parts without families": ", ".join(leaks.get("left_out_parts", ())) or None,
+            "not on every side": "; ".join(leaks.get("lacking", ())) or None,
         }  # fmt: skip
     return list(rows.values())
 

@@ -120,6 +120,56 @@ def test_actor_split_keeps_joined_people_together_where_they_are_few() -> None:
     assert split.leakage.shared["actor"] == 0
 
 
+def faceforensics_and_dfd_like(pairs: int = 100, actors: int = 10) -> pd.DataFrame:
+    """Pairs who swap faces among themselves, and actors (2 videos each) all put into each other."""
+    rows: list[dict[str, Any]] = []
+    for p in range(2 * pairs):
+        pair = {"family": f"y{p}", "part": "youtube", "actor": f"y{p}"}
+        rows.append(pair | {"video": f"y{p}", "label": 0, "method": "original"})
+        fake = {"video": f"y{p}f", "label": 1, "method": "FaceSwap", "other_actor": f"y{p ^ 1}"}
+        rows.append(pair | fake)
+    for a in range(actors):
+        actor = {"family": f"d{a}", "part": "actors", "actor": f"d{a}"}
+        rows += [actor | {"video": f"d{a}{i}", "label": 0, "method": "original"} for i in "ab"]
+        for b in set(range(actors)) - {a}:
+            fake = {"label": 1, "method": "DeepFakeDetection", "other_actor": f"d{b}"}
+            rows.append(actor | fake | {"video": f"d{a}_{b}"})
+    return pd.DataFrame(rows)
+
+
+def test_actor_split_of_faceforensics_beside_dfd_has_both_on_every_side() -> None:
+    for pairs, actors in ((40, 14), (100, 12)):  # DFD has 210 of 370 videos, 156 of 556
+        faces = face_set(faceforensics_and_dfd_like(pairs, actors))
+        for seed in range(3):
+            split = split_faces(faces, "actor", seed=seed, validation_share=0.25)
+            for rows in (split.train, split.validation, split.test):
+                assert values(faces, "method", rows) == {
+                    "original",
+                    "FaceSwap",
+                    "DeepFakeDetection",
+                }
+                pairs_there = values(faces, "actor", rows) | values(faces, "other_actor", rows)
+                people = {int(p[1:]) for p in pairs_there - {np.nan} if p[0] == "y"}
+                assert {p ^ 1 for p in people} == people  # small sets stay whole
+            assert split.leakage.lacking == ()
+
+
+def test_pair_above_the_test_share_stays_whole() -> None:
+    faces = face_set(faceforensics_and_dfd_like(pairs=4, actors=0))
+    split = split_faces(faces, "actor", seed=0, test_share=0.2)
+    assert split.leakage.left_out == 0
+    assert len(split.test) == 4 * FRAMES
+
+
+def test_leakage_report_names_the_methods_and_parts_that_a_side_lacks() -> None:
+    videos = dfdc_like()
+    videos.loc[videos["family"] == "o0", "method"] = "rare"
+    report = leakage_report(split_faces(face_set(videos), "family", seed=0))
+    assert "not on every side: test lacks method rare" in report
+    split = split_faces(face_set(dfdc_like()), "part", seed=0)
+    assert split.leakage.lacking == ()  # that parts are apart is what was asked for
+
+
 def test_actor_split_of_fakes_without_the_person_put_in_is_refused_and_first_actor_is_not() -> None:
     videos = dfdc_like()
     videos.loc[videos["video"].isin(["f3a", "f4b"]), "other_actor"] = np.nan

@@ -43,12 +43,14 @@ class Leakage(NamedTuple):
       total: how many different ones there are in the test crops; None likewise.
       left_out: crops on no side: of fakes that join people of both, or of `left_out_parts`.
       left_out_parts: parts on no side, because the family of a fake in them is unknown.
+      lacking: which methods and parts a side is without, e.g. "test lacks method FaceSwap".
     """
 
     shared: dict[str, int | None]
     total: dict[str, int | None]
     left_out: int
     left_out_parts: tuple[str, ...] = ()
+    lacking: tuple[str, ...] = ()
 
 
 class FaceSplit(NamedTuple):
@@ -113,7 +115,10 @@ def split_faces(
     train, validation = rest, rows[:0]
     if validation_share:
         train, validation = _split(faces, rest, kind, validation_share, seed + 1, "validation")
-    leaks = leakage(faces, train, validation, test)._replace(left_out_parts=left_out)
+    leaks = leakage(faces, train, validation, test)._replace(
+        left_out_parts=left_out,
+        lacking=_lacking(faces, kind, {"training": train, "validation": validation, "test": test}),
+    )
     split = FaceSplit(train, validation, test, kind, leaks)
     check_disjoint(faces, split)
     return split
@@ -184,12 +189,27 @@ def leakage_report(split: FaceSplit) -> str:
     lines.append(f"test shares with training: {', '.join(found)}")
     if split.leakage.left_out:
         lines.append(f"left out: {split.leakage.left_out:,} crops {_why_left_out(split.leakage)}")
+    if split.leakage.lacking:
+        lines.append(f"not on every side: {'; '.join(split.leakage.lacking)}")
     if split.kind == "random":
         lines.append(
             "LEAKS: frames of one video are in training and test; the result says how well videos "
             "are recognised again, not how well fakes are."
         )
     return "\n".join(lines)
+
+
+def _lacking(faces: FaceSet, kind: SplitKind, sides: dict[str, np.ndarray]) -> tuple[str, ...]:
+    """Methods and parts that are on some side and not on another; what the kind divides is none."""
+    sides = {name: rows for name, rows in sides.items() if len(rows)}
+    found = []
+    for column in ("method", "part"):
+        on = {name: _values(faces, column, rows) for name, rows in sides.items()}
+        for name in on if column != kind else ():
+            lacks = set().union(*on.values()) - on[name]
+            if lacks:
+                found.append(f"{name} lacks {column} {_some(lacks)}")
+    return tuple(found)
 
 
 def _why_left_out(leaks: Leakage) -> str:
@@ -228,23 +248,51 @@ def _split(
             kind,
             f"{side} needs {_a(column)} of its own, and all videos{left} are of one: {groups[0]}",
         )
-    draws = GroupShuffleSplit(CANDIDATES, test_size=share, random_state=seed)
-    try:
-        drawn = list(draws.split(table, groups=groups))
-    except ValueError as error:
-        raise SplitError(kind, f"{side}: {str(error).rstrip('.')}") from error
-    best, best_miss = None, np.inf
-    for train, test in drawn:
+    groupings = [Grouping(groups, np.zeros(len(groups), np.int64))]
+    if kind == "actor":
+        groupings = [_people(table, share), _people(table, 1.0, in_one=True)]
+    best, why = None, f"training or {side} would lack real or fake videos"
+    for grouping in groupings:
+        try:
+            drawn = _draws(grouping, share, seed)
+        except ValueError as error:
+            why = f"{side}: {str(error).rstrip('.')}"
+            continue
         if kind == "actor":
-            train, test = _without_crossing(table, train, test)
-        miss = _miss(table, train, test, share)
-        if miss < best_miss:
-            best, best_miss = (train, test), miss
+            drawn = [_without_crossing(table, *draw) for draw in drawn]
+        misses = [_miss(table, *draw, share) for draw in drawn]
+        if np.isfinite(min(misses)):
+            best = drawn[int(np.argmin(misses))]
+            break
     if best is None:
-        raise SplitError(kind, f"training or {side} would lack real or fake videos")
+        raise SplitError(kind, why)
     of_video = pd.Index(table["video"]).get_indexer(faces.column("video")[rows])
     train, test = (rows[np.isin(of_video, i)] for i in best)
     return train, test
+
+
+class Grouping(NamedTuple):
+    """Of each video: what must stay together, and the stratum of which each side has its share."""
+
+    groups: np.ndarray
+    strata: np.ndarray
+
+
+def _draws(grouping: Grouping, share: float, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """CANDIDATES draws of training and test videos; ValueError for a stratum too small to share."""
+    of_stratum = []
+    for stratum in np.unique(grouping.strata):
+        rows = np.flatnonzero(grouping.strata == stratum)
+        shuffled = GroupShuffleSplit(CANDIDATES, test_size=share, random_state=seed)
+        drawn = shuffled.split(rows, groups=grouping.groups[rows])
+        of_stratum.append([(rows[train], rows[test]) for train, test in drawn])
+    return [
+        (
+            np.sort(np.concatenate([d[0] for d in draw])),
+            np.sort(np.concatenate([d[1] for d in draw])),
+        )
+        for draw in zip(*of_stratum, strict=True)
+    ]
 
 
 def _miss(videos: pd.DataFrame, train: np.ndarray, test: np.ndarray, share: float) -> float:
@@ -288,7 +336,7 @@ def _groups(videos: pd.DataFrame, kind: SplitKind) -> np.ndarray:
             f"{int(videos['label'].sum())} fakes (first-actor needs none; a fake of one person has "
             "its actor as other_actor)",
         )
-    return _people(videos) if kind == "actor" else videos[column].to_numpy(str)
+    return videos[column].to_numpy(str)
 
 
 def _unnamed(videos: pd.DataFrame) -> pd.Series:
@@ -296,19 +344,40 @@ def _unnamed(videos: pd.DataFrame) -> pd.Series:
     return videos["actor"].isna() | ((videos["label"] == 1) & videos["other_actor"].isna())
 
 
-def _people(videos: pd.DataFrame) -> np.ndarray:
-    """Sets of actors that fakes join (FaceForensics++), or the actor seen where that joins most.
+def _people(videos: pd.DataFrame, share: float, *, in_one: bool = False) -> Grouping:
+    """Sets of actors that fakes join (FaceForensics++), or single ones of a large set.
 
     In DFD nearly all of its 28 actors are joined; single actors are then put on one side, and a
-    fake whose two are on different sides on none.
+    fake whose two are on different sides on none. Such a set is a stratum of its own: beside the
+    many small sets of FaceForensics++ it would else hardly be drawn for test.
+
+    Args:
+      share: of the videos, asked for; a set above half of it is too coarse to be drawn whole. One
+        of so few actors that a single one is above the share stays whole, up to half of all videos:
+        a pair that is torn loses all its fakes.
+      in_one: no strata; single actors everywhere, or nowhere.
     """
-    actors = videos["actor"].to_numpy(str)
+    actors, seen = np.unique(videos["actor"].to_numpy(str), return_inverse=True)
     others = videos["other_actor"].where(videos["other_actor"].notna(), videos["actor"])
-    codes, names = pd.factorize(np.concatenate([actors, others.to_numpy(str)]))
+    everybody = np.concatenate([actors[seen], others.to_numpy(str)])
+    codes, names = pd.factorize(everybody)
     pairs = codes[: len(videos)], codes[len(videos) :]
     graph = coo_array((np.ones(len(videos)), pairs), shape=(len(names), len(names)))
-    component = connected_components(graph, directed=False)[1][pairs[0]]
-    return component if np.bincount(component).max() <= len(videos) / 2 else actors
+    joined = connected_components(graph, directed=False)[1][pairs[0]]
+    size = np.bincount(joined)
+    num_actors = pd.Series(seen).groupby(joined).nunique().to_numpy()
+    large, most = size > share / 2 * len(videos), size > len(videos) / 2
+    torn = large & (num_actors * share >= 1) | most
+    if in_one:
+        torn[:] = torn.any()
+    groups = np.where(torn[joined], len(names) + seen, joined)
+    strata = np.where(torn[joined] & (not in_one), 1 + joined, 0)
+    for stratum in np.unique(strata):
+        if len(set(groups[strata == stratum])) == 1:  # nothing to share
+            strata[strata == stratum] = 0
+    if len(set(groups[strata == 0])) == 1:
+        strata[strata == 0] = strata.max()
+    return Grouping(groups, strata)
 
 
 def _without_crossing(
