@@ -284,8 +284,13 @@ def table_4(studies: Sequence[Study], evaluations: Sequence[Evaluation]) -> list
         own = _own_arms(agent, studies)
         evaluated = [e for e in evaluations if _paper_agent(e) == agent]
         for name in own or [""]:
-            tasks = {arm.key.task for pairs in own.get(name, {}).values() for _, arm in pairs}
-            files = [e for e in evaluated if e.aux_task in tasks or not tasks]
+            pairs = [pair for found in own.get(name, {}).values() for pair in found]
+            tasks = {arm.key.task for _, arm in pairs}
+            networks = {dict(study.context).get("network") for study, _ in pairs} | {None}
+            files = [
+                e for e in evaluated
+                if not pairs or e.aux_task in tasks and e.network in networks
+            ]  # fmt: skip
             row: Row = {"agent": agent if name in ("", "none") else f"{agent}: {name}"}
             for game in games:
                 arms = own.get(name, {}).get(game, [])

@@ -652,6 +652,15 @@ def test_evaluations_stand_beside_runs_of_their_own_network_only(tmp_path: Path)
         assert rows["DQN"]["Pong, whole games"] == cell
 
 
+def test_agent_of_another_network_gives_a_row_no_score_of_a_game_that_it_did_not_run(
+    tmp_path: Path,
+) -> None:
+    write_game(tmp_path / "a", {100_000: 2}, game="breakout", network="paper-code")
+    studies = make_studies(read_results([tmp_path]))
+    rows = {r["agent"]: r for r in table_4(studies, [evaluated(9.0, network="nature")])}
+    assert rows["DQN"]["Pong, same measure"] == rows["DQN"]["Pong, whole games"] == "not run"
+
+
 def test_run_from_another_runs_trunk_is_an_arm_of_its_own_beside_the_plain_one(
     tmp_path: Path,
 ) -> None:
