@@ -110,7 +110,7 @@ def plot_learning_curves(
     figure = Figure(figsize=(10, 6.4), layout="constrained")
     axes = figure.subplots(2, 2).flat
     panels = (
-        ("score_mean_100", "score (mean of 100 whole games)", random_score, "random agent"),
+        ("score_mean_100", "training score (last 100 whole games)", random_score, "random agent"),
         ("aux_accuracy", "aux accuracy", chance, "chance"),
         ("td_loss", "TD loss (Huber)", None, ""),
         ("gradient_cosine", "cosine of TD and aux gradients", 0.0, "at right angles"),
