@@ -12,6 +12,7 @@ import torch
 
 from rayssl import deepfake
 from rayssl.backbones.images import available_image_backbones
+from rayssl.data.face_splits import split_faces
 from rayssl.data.faces import FaceSet
 from rayssl.deepfake import (
     TABLE_III,
@@ -216,6 +217,26 @@ def test_blends_depend_on_seed_and_row_alone(faces: FaceSet, tmp_path: Path) -> 
 
 
 # paper-code
+
+
+def test_paper_code_takes_as_many_fake_crops_as_there_are_real_ones(faces: FaceSet) -> None:
+    real = faces.labels == 0
+    rare = faces.frames[~real | (faces.frames["frame"] == 0)].reset_index(drop=True)
+    many = dataclasses.replace(faces, frames=rare)
+    assert (many.labels == 1).sum() == 3 * (many.labels == 0).sum()
+    for seed in (0, 1):
+        settings = dataclasses.replace(PAPER_CODE, split="video", seed=seed)
+        split, whole = split_of(settings, many), split_faces(many, "video", seed=seed)
+        assert len(split.validation) == 0
+        for rows, all_rows in ((split.train, whole.train), (split.test, whole.test)):
+            assert (many.labels[rows] == 1).sum() == (many.labels[rows] == 0).sum() > 0
+            assert set(all_rows[many.labels[all_rows] == 0]) < set(rows) < set(all_rows)
+            assert (np.diff(rows) > 0).all()
+        kept = len(split.train) + len(split.test)
+        assert split.leakage.left_out == len(many.labels) - kept
+        assert np.array_equal(split_of(settings, many).train, split.train)
+    strict = split_of(dataclasses.replace(STRICT, split="video"), many)
+    assert sum(map(len, strict[:3])) == len(many.labels)
 
 
 def test_paper_code_moves_batchnorm_statistics_only_and_names_them(
