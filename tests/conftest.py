@@ -22,6 +22,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="takes minutes: RAYSSL_LONG_TESTS=1"))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Lets pytest-xdist take files in their own order, not those with the most tests first.
+
+    The slowest files have few tests: started last, one of them ran for a minute on one core alone.
+    """
+    config.option.loadscopereorder = False
+
+
 @pytest.fixture
 def generator(request: pytest.FixtureRequest) -> torch.Generator:
     """A random generator whose seed is the test's name: no test shares randomness by accident."""
