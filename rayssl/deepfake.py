@@ -27,7 +27,13 @@ from rayssl.backbones.images import (
     image_backbone_spec,
     make_image_backbone,
 )
-from rayssl.data.face_splits import SPLIT_KINDS, FaceSplit, SplitKind, split_faces
+from rayssl.data.face_splits import (
+    SPLIT_KINDS,
+    FaceSplit,
+    SplitKind,
+    split_faces,
+    with_as_many_fakes,
+)
 from rayssl.data.faces import FaceSet
 from rayssl.data.self_blending import self_blend
 from rayssl.detection_metrics import METRICS, THRESHOLD, Scored, metric_intervals, per_cluster
@@ -398,7 +404,7 @@ class PaperCodeProbe:
         """Restores what `state_dict` returned.
 
         Raises:
-          ValueError: if the state is of a probe with other settings, weights or faces.
+          ValueError: if the state is of a probe with other settings, weights, faces or test crops.
         """
         own, theirs = dataclasses.asdict(self.settings), dict(state["settings"])
         weights_id = state.get("weights_id")
@@ -413,6 +419,12 @@ class PaperCodeProbe:
                 f"{self._backbone.weights_id}{path}. Pass the weights that the probe began with."
             )
         check_faces(state.get("faces"), self._faces, "that the state is of")
+        scores = state["best"].get("scores", ())  # of before any epoch: none
+        if len(scores) not in (0, len(self._split.test)):  # older states had all fakes in the test
+            raise ValueError(
+                f"Expected the state of a probe of {len(self._split.test)} test crops, got "
+                f"{len(scores)}: its split is another. Start another experiment with --name."
+            )
         self._head.load_state_dict(state["head"])
         self._backbone.load_state_dict(state["moved"], strict=False)
         self._order.set_state(state["order"].cpu())
@@ -519,8 +531,8 @@ def check_weights(rows: Iterable[Mapping[str, Any]], backbone: str, weights_id: 
 def split_of(settings: ProbeSettings, faces: FaceSet) -> FaceSplit:
     """Returns the split of a probe.
 
-    Under paper-code it has no validation part, and of each part's fake crops as many as there are
-    real ones, drawn by the seed: else, over DFD, a constant answer would be right for nine of ten.
+    Under paper-code it has no validation side, and of the fake crops of training and of test as
+    many as there are real ones there: else, over DFD, a constant answer is right for nine of ten.
 
     Source: classification/transfer_learning of the authors' code, which draws as many fakes.
     """
@@ -531,22 +543,9 @@ def split_of(settings: ProbeSettings, faces: FaceSet) -> FaceSplit:
         test_share=settings.test_share,
         validation_share=settings.validation_share if settings.protocol == "strict" else 0.0,
     )
-    return split if settings.protocol == "strict" else _balanced(split, faces, settings.seed)
-
-
-def _balanced(split: FaceSplit, faces: FaceSet, seed: int) -> FaceSplit:
-    """The split with no more fake than real crops in a part; the others count as left out."""
-    rng = np.random.default_rng([seed, 2])
-    kept = {}
-    for name in ("train", "test"):
-        rows = getattr(split, name)
-        fake = faces.labels[rows] == 1
-        count = min(fake.sum(), (~fake).sum())
-        drawn = rng.permutation(rows[fake])[:count]
-        kept[name] = np.sort(np.concatenate([rows[~fake], drawn]))
-    dropped = sum(len(getattr(split, name)) - len(rows) for name, rows in kept.items())
-    leakage = split.leakage._replace(left_out=split.leakage.left_out + dropped)
-    return split._replace(train=kept["train"], test=kept["test"], leakage=leakage)
+    if settings.protocol == "strict":
+        return split
+    return with_as_many_fakes(split, faces, seed=settings.seed)
 
 
 def fit_classifier(

@@ -304,7 +304,8 @@ def _leakage(arms: Mapping[Arm, Sequence[Finished]]) -> list[dict[str, Any]]:
             "protocol": arm.protocol, "split": arm.split,
             **{f"{part} crops": size for part, size in sizes.items()},
             **shared, "left out": leaks["left_out"],
-            # Rows from before have neither of the two.
+            # Rows from before have none of the three.
+            "fakes more than reals": leaks.get("surplus"),
             "of parts without families": ", ".join(leaks.get("left_out_parts", ())) or None,
             "not on every side": "; ".join(leaks.get("lacking", ())) or None,
         }  # fmt: skip

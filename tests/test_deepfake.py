@@ -12,7 +12,7 @@ import torch
 
 from rayssl import deepfake
 from rayssl.backbones.images import available_image_backbones
-from rayssl.data.face_splits import split_faces
+from rayssl.data.face_splits import leakage_report, split_faces
 from rayssl.data.faces import FaceSet
 from rayssl.deepfake import (
     TABLE_III,
@@ -233,7 +233,12 @@ def test_paper_code_takes_as_many_fake_crops_as_there_are_real_ones(faces: FaceS
             assert set(all_rows[many.labels[all_rows] == 0]) < set(rows) < set(all_rows)
             assert (np.diff(rows) > 0).all()
         kept = len(split.train) + len(split.test)
-        assert split.leakage.left_out == len(many.labels) - kept
+        assert split.leakage.surplus == len(many.labels) - kept
+        assert split.leakage.left_out == 0
+        assert f"left out: {split.leakage.surplus} fake crops more than" in leakage_report(split)
+        rows = np.concatenate([split.train, split.test])
+        assert split.leakage.total["video"] == len(set(many.column("video")[split.test]))
+        assert len(set(rows)) == kept
         assert np.array_equal(split_of(settings, many).train, split.train)
     strict = split_of(dataclasses.replace(STRICT, split="video"), many)
     assert sum(map(len, strict[:3])) == len(many.labels)

@@ -214,6 +214,9 @@ def test_family_split_leaves_out_the_parts_where_a_fakes_family_is_unknown_and_c
     assert len(sides) == 120 * FRAMES
     assert (split.leakage.left_out, split.leakage.left_out_parts) == (15 * FRAMES, ("test",))
     assert "left out: 75 crops of part test: a fake there has no known" in leakage_report(split)
+    # What the split keeps apart is known: of the videos on a side.
+    assert split.leakage.shared["family"] == 0
+    assert "families 0 of " in leakage_report(split)
     assert len(split_faces(faces, "video", seed=0).leakage.left_out_parts) == 0
 
 

@@ -44,6 +44,7 @@ class Leakage(NamedTuple):
       left_out: crops on no side: of fakes that join people of both, or of `left_out_parts`.
       left_out_parts: parts on no side, because the family of a fake in them is unknown.
       lacking: which methods and parts a side is without, e.g. "test lacks method FaceSwap".
+      surplus: fake crops on no side, because there were more of them than real ones.
     """
 
     shared: dict[str, int | None]
@@ -51,6 +52,7 @@ class Leakage(NamedTuple):
     left_out: int
     left_out_parts: tuple[str, ...] = ()
     lacking: tuple[str, ...] = ()
+    surplus: int = 0
 
 
 class FaceSplit(NamedTuple):
@@ -115,10 +117,7 @@ def split_faces(
     train, validation = rest, rows[:0]
     if validation_share:
         train, validation = _split(faces, rest, kind, validation_share, seed + 1, "validation")
-    leaks = leakage(faces, train, validation, test)._replace(
-        left_out_parts=left_out,
-        lacking=_lacking(faces, kind, {"training": train, "validation": validation, "test": test}),
-    )
+    leaks = leakage(faces, kind, train, validation, test)._replace(left_out_parts=left_out)
     split = FaceSplit(train, validation, test, kind, leaks)
     check_disjoint(faces, split)
     return split
@@ -163,18 +162,55 @@ def check_disjoint(faces: FaceSet, split: FaceSplit) -> None:
                 )
 
 
-def leakage(faces: FaceSet, train: np.ndarray, validation: np.ndarray, test: np.ndarray) -> Leakage:
-    """Returns what the test rows share with training and validation rows."""
+def with_as_many_fakes(split: FaceSplit, faces: FaceSet, *, seed: int) -> FaceSplit:
+    """Returns the split with no more fake than real crops on any side.
+
+    Args:
+      split: of these faces.
+      seed: of the draw of the fakes that stay; the others count as `surplus`.
+    """
+    rng = np.random.default_rng([seed, 2])
+
+    def drawn(rows: np.ndarray) -> np.ndarray:
+        fake = faces.labels[rows] == 1
+        kept = rng.permutation(rows[fake])[: (~fake).sum()]
+        return np.sort(np.concatenate([rows[~fake], kept]))
+
+    train, validation, test = drawn(split.train), drawn(split.validation), drawn(split.test)
+    before = split.leakage
+    leaks = leakage(faces, split.kind, train, validation, test)
+    leaks = leaks._replace(
+        left_out=before.left_out, left_out_parts=before.left_out_parts,
+        surplus=leaks.left_out - before.left_out,
+    )  # fmt: skip
+    return FaceSplit(train, validation, test, split.kind, leaks)
+
+
+def leakage(
+    faces: FaceSet, kind: SplitKind, train: np.ndarray, validation: np.ndarray, test: np.ndarray
+) -> Leakage:
+    """Returns what the test rows share with training and validation rows.
+
+    Args:
+      kind: of the split; the column that it divides is not `lacking`.
+      train, validation, test: rows of `FaceSet.frames`, int64.
+    """
     seen = np.concatenate([train, validation])
+    on_a_side = faces.column("video")[np.concatenate([seen, test])]
+    used = faces.videos[faces.videos["video"].isin(on_a_side)]
     shared: dict[str, int | None] = {}
     total: dict[str, int | None] = {}
     for name in ("video", "family", "actor", "part"):
         column = "person" if name == "actor" else name
-        known = _known(faces, column)
+        known = _known(used, column)
         values = _values(faces, column, test)
         shared[name] = len(values & _values(faces, column, seen)) if known else None
         total[name] = len(values) if known else None
-    return Leakage(shared, total, len(faces.frames) - len(seen) - len(test))
+    sides = {"training": train, "validation": validation, "test": test}
+    return Leakage(
+        shared, total, len(faces.frames) - len(seen) - len(test),
+        lacking=_lacking(faces, kind, sides),
+    )  # fmt: skip
 
 
 def leakage_report(split: FaceSplit) -> str:
@@ -189,6 +225,8 @@ def leakage_report(split: FaceSplit) -> str:
     lines.append(f"test shares with training: {', '.join(found)}")
     if split.leakage.left_out:
         lines.append(f"left out: {split.leakage.left_out:,} crops {_why_left_out(split.leakage)}")
+    if split.leakage.surplus:
+        lines.append(f"left out: {split.leakage.surplus:,} fake crops more than real ones")
     if split.leakage.lacking:
         lines.append(f"not on every side: {'; '.join(split.leakage.lacking)}")
     if split.kind == "random":
@@ -314,7 +352,7 @@ def _miss(videos: pd.DataFrame, train: np.ndarray, test: np.ndarray, share: floa
 
 
 def _parts_without_families(videos: pd.DataFrame) -> tuple[str, ...]:
-    """The parts with a fake of unknown family; SplitError if the others have one label or none."""
+    """The parts with a video of unknown family; SplitError if the others have one label or none."""
     unknown = videos["family"].isna()
     parts = videos.loc[unknown, "part"]
     if parts.isna().any() or videos.loc[~videos["part"].isin(parts), "label"].nunique() < 2:
@@ -407,6 +445,6 @@ def _values(faces: FaceSet, column: str, rows: np.ndarray) -> set[str]:
     return {v for c in columns for v in pd.unique(pd.Series(faces.column(c)[rows]).dropna())}
 
 
-def _known(faces: FaceSet, column: str) -> bool:
-    unknown = _unnamed(faces.videos) if column == "person" else faces.videos[column].isna()
+def _known(videos: pd.DataFrame, column: str) -> bool:
+    unknown = _unnamed(videos) if column == "person" else videos[column].isna()
     return not unknown.any()
