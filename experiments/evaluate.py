@@ -22,6 +22,7 @@ from rayssl import evaluation
 from rayssl.cli import git_commit, refuse
 from rayssl.envs.atari import AtariSettings, Game, LifeEpisode
 from rayssl.evaluation import Agent, load_agent, play_games, record_game, score_row, score_table
+from rayssl.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -150,9 +151,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if agent and settings.random:
         results["rows"].append(play(None, games, settings))
     if path:
-        part = path.with_name(path.name + ".part")  # a kill leaves the old file or the new one
-        part.write_text(json.dumps(results, indent=1), encoding="utf-8")
-        part.replace(path)
+        write_whole(path, json.dumps(results, indent=1))
         print(f"Results: {path}")
     if agent and settings.video:
         game = record_game(

@@ -130,7 +130,8 @@ def parse_experiment(
         raise ValueError(f"{path} is damaged ({error}). Start anew with --name.") from error
     fields = [field.name for field in dataclasses.fields(run)]
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in fields}
-    values |= {k: Path(values[k]) for k in ("data_dir", "results_dir") if values.get(k)}
+    paths = [field.name for field in dataclasses.fields(run) if "Path" in str(field.type)]
+    values |= {k: Path(values[k]) for k in paths if isinstance(values.get(k), str)}
     saved: Any = run_type(**values | {"resume": run.resume})
     again = tyro.cli(run_type, args=argv, default=saved)
     for name in fields:

@@ -221,7 +221,7 @@ def _weights_name(backbone: str, weights_id: str | None) -> str:
         file = image_backbone_spec(backbone).weights
     except ValueError:  # of a plug-in that is not here
         file = None
-    published = hash_in_name(Path(file.name)) if file else None
+    published = hash_in_name(file.name) if file else None
     return "published" if published and weights_id.startswith(published) else f"file {weights_id}"
 
 

@@ -327,7 +327,7 @@ def _label_ends(axis: Axes, labels: Sequence[tuple[str, float, str]]) -> None:
     """Writes names right of the axes at the heights of their lines, pushed apart."""
     low, high = axis.get_ylim()
     axis.set_ylim(low, high)
-    gap = 0.058  # of two lines of text
+    gap = 0.058  # of the axes' height, from one line of text to the next
     places: list[tuple[float, str, str]] = []
     half = 0.0
     for name, value, colour in sorted(labels, key=lambda label: (label[1], label[0])):

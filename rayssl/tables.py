@@ -285,12 +285,7 @@ def table_4(studies: Sequence[Study], evaluations: Sequence[Evaluation]) -> list
         evaluated = [e for e in evaluations if _paper_agent(e) == agent]
         for name in own or [""]:
             pairs = [pair for found in own.get(name, {}).values() for pair in found]
-            tasks = {arm.key.task for _, arm in pairs}
-            networks = {dict(study.context).get("network") for study, _ in pairs} | {None}
-            files = [
-                e for e in evaluated
-                if not pairs or e.aux_task in tasks and e.network in networks
-            ]  # fmt: skip
+            files = [e for e in evaluated if not pairs or any(_may_be_of(e, *p) for p in pairs)]
             row: Row = {"agent": agent if name in ("", "none") else f"{agent}: {name}"}
             for game in games:
                 arms = own.get(name, {}).get(game, [])
@@ -381,8 +376,8 @@ def _evaluated(
 ) -> str | None:  # fmt: skip
     """Mean over agents of their mean whole-game scores, of those that were played alike.
 
-    An evaluation knows its task and network, not its arm: where several arms share them, none is
-    named.
+    An evaluation knows its task, its weight and its network, not its arm: where several arms share
+    them, none is named.
     """
     every = [each for games in own_arms.values() for each in games.get(game, [])]
     own = []

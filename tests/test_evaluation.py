@@ -484,14 +484,14 @@ def test_script_plays_random_games_and_saves_them(
 def test_kill_while_results_are_written_leaves_the_old_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = Path.write_text
+    write = Path.write_bytes
 
-    def killed(path: Path, text: str, **options: Any) -> int:
-        write(path, text[:10], **options)
+    def killed(path: Path, data: bytes) -> int:
+        write(path, data[:10])
         raise KeyboardInterrupt
 
     (tmp_path / "random.json").write_text("old")
-    monkeypatch.setattr(Path, "write_text", killed)
+    monkeypatch.setattr(Path, "write_bytes", killed)
     with pytest.raises(KeyboardInterrupt):
         evaluate.main([
             "random", "--game", "pong", "--smoke", "--json", str(tmp_path / "random.json"),

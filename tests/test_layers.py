@@ -51,7 +51,7 @@ RAY_UNITS = {
 # Leaves: they import nothing of rayssl. None: every unit may import them.
 LEAVES: dict[str, set[str] | None] = {
     "_torchvision": {"data", "backbones"}, "augmentation": {"tasks", "rllib"}, "video": None,
-    "cuda_graphs": {"rllib"},
+    "cuda_graphs": {"rllib"}, "files": None,
 }  # fmt: skip
 # Beside the layers: only experiments/, and one another, may import them.
 SIDE = {
@@ -91,7 +91,7 @@ def may_import(unit: str) -> set[str]:
         return ray_free | SIDE | leaves
     for i, units in enumerate(TOP):
         if unit in units:
-            return set().union(*LAYERS, *TOP[:i]) | SIDE
+            return set().union(*LAYERS, *TOP[:i]) | SIDE | leaves
     for i, layer in enumerate(LAYERS):
         if unit in layer:
             lower = set().union(*LAYERS[:i])

@@ -197,17 +197,21 @@ def load_strictly(
     module.load_state_dict(given)
 
 
-def hash_in_name(path: Path) -> str | None:
-    """The beginning of a hash that a file's name tells, as in resnet50-0676ba61.pth; no date."""
-    found = HASH_IN_NAME.search(path.name)
+def hash_in_name(name: str) -> str | None:
+    """Returns the beginning of a SHA-256 that a file's name holds, as in resnet50-0676ba61.pth.
+
+    None where it holds none, or a date.
+    """
+    found = HASH_IN_NAME.search(name)
     return found[1] if found and not DATE.fullmatch(found[1]) else None
 
 
 def _check_hash(path: Path, found: str, expected: str | None) -> None:
-    in_name = hash_in_name(path)
+    in_name = hash_in_name(path.name)
     for prefix in (expected, in_name):
         if prefix and not found.startswith(prefix.lower()):
-            rename = ", or rename it if that part of its name is no hash" * (prefix == in_name)
+            is_named = prefix == in_name
+            rename = ", or rename it if that part of its name is no hash" if is_named else ""
             raise ValueError(
                 f"{path} is damaged or another file: expected a SHA-256 that starts with "
                 f"{prefix[:16]}, got {found[:16]}. Delete it and get it again"
@@ -242,7 +246,9 @@ def _read_npz(path: Path) -> dict[str, Tensor]:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     except (ValueError, TypeError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
         if "allow_pickle" in str(error):
-            if not zipfile.is_zipfile(path) and path.read_bytes()[:1] != b"\x80":
+            with path.open("rb") as handle:
+                is_pickle = handle.read(1) == b"\x80"
+            if not zipfile.is_zipfile(path) and not is_pickle:
                 # NumPy takes whatever it does not know for a pickle.
                 raise _damaged(path, ValueError("it is no archive of arrays")) from error
             raise ValueError(

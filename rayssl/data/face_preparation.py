@@ -17,7 +17,8 @@ from PIL import Image
 
 from rayssl.data.face_crops import CropSettings
 from rayssl.data.face_videos import Compression, Problem, draw_videos, find_videos
-from rayssl.data.faces import FACES_FILE, PROBLEMS_FILE, FaceSet, write_face_set, write_whole
+from rayssl.data.faces import FACES_FILE, PROBLEMS_FILE, FaceSet, write_face_set
+from rayssl.files import write_whole
 
 PLAN_FILE, REPORT_FILE, SHEET_FILE = "preparation.json", "report.md", "contact.png"
 SHEET_FAMILIES = 12

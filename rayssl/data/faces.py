@@ -23,6 +23,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from rayssl.files import write_whole
+
 FACES_FILE, VIDEOS_FILE, FRAMES_FILE, PROBLEMS_FILE = (
     "faces.json", "videos.csv", "frames.csv", "problems.csv",
 )  # fmt: skip
@@ -249,11 +251,3 @@ def read_png(data: bytes) -> np.ndarray:
     """Returns a PNG file's pixels, uint8 `[H, W, 3]` or `[H, W]`."""
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(image)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file that is there under its name only when it is whole; makes its folders."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    part.replace(path)

@@ -17,6 +17,8 @@ from typing import Any
 from ray import tune
 from tensorboardX import SummaryWriter
 
+from rayssl.files import write_whole
+
 # Columns of the logs, in order. docs/results.md explains each.
 COLUMNS = (
     "env_steps", "games", "score_mean_100", "score_last", "game_length_mean_100",
@@ -110,8 +112,8 @@ class RunLog(tune.Callback):
         rows = _whole_rows(self._csv, self._columns)
         rows = [row for row in rows if (row["env_steps"] or 0) <= last_steps]
         rows = list({row["env_steps"]: row for row in rows}.values())
-        _write_whole(self._csv, ",".join(self._columns) + "\n" + _csv_text(rows, self._columns))
-        _write_whole(self._json, _json_text(rows))
+        write_whole(self._csv, ",".join(self._columns) + "\n" + _csv_text(rows, self._columns))
+        write_whole(self._json, _json_text(rows))
         return float(rows[-1]["wall_s"] or 0.0) if rows else 0.0
 
 
@@ -222,10 +224,3 @@ def _number(text: str | None) -> int | float | None:
         except ValueError:
             continue
     return None
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Replaces a file in one go: a kill leaves the old one or the new one."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, newline="")
-    part.replace(path)

@@ -29,7 +29,8 @@ def estimate(
     Args:
       done: progress that each trial has made already.
       past: folder of earlier runs; where none is like a trial, the job's typical speed counts.
-      gpus: of each trial. With any, earlier runs count only if their machine had a GPU.
+      gpus: of each trial. With any, earlier runs count only if their machine had a GPU, which they
+        need not have used: their logs do not say.
     """
     logs = _earlier(job, past, gpus > 0)
     devices = max(1, math.ceil(at_once * gpus - 1e-9))  # 30 * 0.1 is a little more than 3
@@ -40,10 +41,10 @@ def estimate(
         if speeds:
             each = median(speeds)
             source = f"median of {len(speeds)} rows of earlier runs in {past}"
+        elif gpus:
+            each, source = job.typical_gpu_seconds(trial.settings, math.ceil(at_once / devices))
         else:
             each, source = job.typical_seconds(trial.settings)
-            if gpus:
-                each, source = job.typical_gpu_seconds(trial.settings, math.ceil(at_once / devices))
         head = "no pretext head" if getattr(trial.settings, "aux_task", "") == "none" else "with it"
         sources[f"{each:.2g} s for 1 {job.unit}, {head}: {source}"] = None
         seconds.append(each * max(0, job.planned(trial.settings) - before))

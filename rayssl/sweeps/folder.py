@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from rayssl.files import write_whole
 from rayssl.jobs import Job
 from rayssl.sweeps.axes import Axes, Trial, axes_to_json, settings_to_json, varied
 
@@ -104,7 +105,7 @@ class SweepFolder:
         row["status"], row["error"] = status, " ".join(error.strip().splitlines()[-1:])
         if status != WAITING:
             kept = {key: row[key] for key in ("status", "error", "done", "wall_s", "attempts")}
-            _replace(self.of(name) / STATUS, json.dumps(kept, indent=1))
+            write_whole(self.of(name) / STATUS, json.dumps(kept, indent=1))
         if error:
             (self.of(name) / ERROR).write_text(error)
         self.write_table()
@@ -125,7 +126,7 @@ class SweepFolder:
             writer = csv.DictWriter(out, columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(self._rows.values())
-        _replace(self.path / TABLE, out.getvalue())
+        write_whole(self.path / TABLE, out.getvalue())
         self._written = time.monotonic()
 
     def write_sweep(self, saved: dict[str, Any], axes: Axes) -> None:
@@ -144,7 +145,7 @@ class SweepFolder:
                 for t in self.trials
             ],
         }  # fmt: skip
-        _replace(self.path / SWEEP, json.dumps(whole, indent=1))
+        write_whole(self.path / SWEEP, json.dumps(whole, indent=1))
 
     def _trial(self, name: str) -> Trial:
         return next(trial for trial in self.trials if trial.name == name)
@@ -201,11 +202,3 @@ def read_trials(job: Job, saved: dict[str, Any]) -> list[Trial]:
 
 def _number(value: Any) -> float | None:
     return None if value is None or value != value else float(value)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Replaces a file in one go: a kill leaves the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    part.replace(path)
