@@ -139,8 +139,7 @@ def explain_deepfake_probe(checkpoint: dict[str, Any], settings: Settings) -> Ex
     x = backbone.preprocess(crops)
     # A ReLU on the logits is left out: where both are at or below 0 it has no gradient at all.
     logits, before = head, ""
-    if checkpoint["relu_logits"]:
-        assert isinstance(head, nn.Sequential)
+    if isinstance(head, nn.Sequential):  # its layer, then the ReLU
         logits, before = head[0], ", before the head's ReLU"
     network = nn.Sequential(backbone, logits).eval().requires_grad_(False)
 

@@ -32,7 +32,14 @@ import tyro
 from tqdm import tqdm
 
 from rayssl.backbones.images import MissingWeights, image_backbone_spec
-from rayssl.cli import check_name, check_writable, provenance, refuse, remove_empty
+from rayssl.cli import (
+    check_name,
+    check_writable,
+    parse_experiment,
+    provenance,
+    refuse,
+    remove_empty,
+)
 from rayssl.data.face_crops import CropSettings, Faces, NoFace
 from rayssl.data.face_detectors import DetectorName, make_detector, weights_digest
 from rayssl.data.face_preparation import (
@@ -290,7 +297,8 @@ def trials_of(run: Probe, faces: FaceSet) -> list[ProbeSettings]:
     for name in ("protocol", "backbone", "classifier"):
         if not getattr(run, name):
             raise ValueError(f"--{name} needs at least one value, got none.")
-    check_effects(run)
+    if run.resume is None:  # else they were taken before there was a check, and cannot be left out
+        check_effects(run)
     files = weight_files(run)
     kinds = {p: run.split or ("random", hard_split(p, run, faces)[0]) for p in run.protocol}
     found: dict[str, ProbeSettings] = {}
@@ -321,23 +329,19 @@ def trials_of(run: Probe, faces: FaceSet) -> list[ProbeSettings]:
 def check_effects(run: Probe) -> None:
     """Raises ValueError for an option that no trial of the command would use."""
     usual, strict = Probe(), "strict" in run.protocol
-    inert = {
-        "epochs": "paper-code" not in run.protocol and "sgd" not in run.classifier,
-        "c": not strict or "logistic" not in run.classifier,
-        "classifier": not strict,
-        "validation_share": not strict,
-    }
-    acts_on = {
-        "epochs": "--classifier sgd and --protocol paper-code",
-        "c": "--classifier logistic under --protocol strict",
-        "classifier": "--protocol strict; paper-code has its own head",
-        "validation_share": "--protocol strict; paper-code has no validation part",
-    }
-    for name, is_inert in inert.items():
-        if is_inert and getattr(run, name) != getattr(usual, name):
+    acts = {  # name -> whether on any trial, and on which
+        "epochs": ("paper-code" in run.protocol or "sgd" in run.classifier,
+                   "--classifier sgd and --protocol paper-code"),
+        "c": (strict and "logistic" in run.classifier,
+              "--classifier logistic under --protocol strict"),
+        "classifier": (strict, "--protocol strict; paper-code has its own head"),
+        "validation_share": (strict, "--protocol strict; paper-code has no validation part"),
+    }  # fmt: skip
+    for name, (on_any, on_which) in acts.items():
+        if not on_any and getattr(run, name) != getattr(usual, name):
             raise ValueError(
-                f"--{name.replace('_', '-')} acts on {acts_on[name]}: no trial of this command "
-                "uses it. Leave it out, or add what it acts on."
+                f"--{name.replace('_', '-')} acts on {on_which}: no trial of this command uses it. "
+                "Leave it out, or add what it acts on."
             )
 
 
@@ -434,8 +438,8 @@ def probe(run: Probe) -> str:
             )
         trials, log = trials_of(run, faces), read_epochs(folder)
         wanted, missing = without_missing(trials, log)
-        begun = {row.get("backbone") for row in log} & missing.keys()
-        cut_off = pending(folder, [s for s in trials if s.backbone in begun])
+        begun = {row.get("backbone") for row in log}  # their weights were there once
+        asked = [s for s in trials if s.backbone not in missing or s.backbone in begun]
         notes = split_notes(run, faces)
         place = Place(
             str(run.faces.resolve()),
@@ -473,8 +477,7 @@ def probe(run: Probe) -> str:
         except (ValueError, OSError, RuntimeError) as error:
             failed.append(" ".join(str(error).split()))
         ray.shutdown()
-    wanted = [*wanted, *cut_off]  # the weights of backbones that ran in part were there once
-    return finish(folder, wanted, missing, run.protocol, notes, dataset_of(faces), failed)
+    return finish(folder, asked, missing, run.protocol, notes, dataset_of(faces), failed)
 
 
 def show(bar: Any, done: int, total: int) -> None:
@@ -491,42 +494,6 @@ def config_of(settings: ProbeSettings, place: Place, run: Probe, folder: Path) -
         "num_cpus": run.num_cpus,
         "restore_from": str(checkpoint.resolve()) if checkpoint else None,
     }  # fmt: skip
-
-
-def saved_probe(folder: Path) -> Probe:
-    """Returns the settings that the experiment in this folder was started with.
-
-    Raises:
-      FileNotFoundError, ValueError: if there are none, or they are damaged.
-    """
-    saved = read_settings(folder)["settings"]
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(Probe):
-        value: Any = saved.get(field.name, field.default)
-        value = tuple(value) if isinstance(value, list) else value
-        is_path = isinstance(value, str) and "Path" in str(field.type)
-        values[field.name] = Path(value) if is_path else value
-    return Probe(**values | {"resume": folder})
-
-
-def with_saved(argv: Sequence[str], folder: Path) -> Probe:
-    """Returns the settings to go on with: those of the start, and what the command line says anew.
-
-    Args:
-      argv: of the sub-command, without its name.
-    Raises:
-      ValueError: if the experiment is asked to change.
-    """
-    saved = saved_probe(folder)
-    run: Probe = tyro.cli(Probe, args=argv, default=saved)
-    for field in dataclasses.fields(Probe):
-        asked, old = getattr(run, field.name), getattr(saved, field.name)
-        if asked != old and field.name not in MAY_DIFFER:
-            raise ValueError(
-                f"{folder} was started with {field.name} {old}, got {asked}. A resumed "
-                "experiment keeps its settings; start another one with --name."
-            )
-    return run
 
 
 def experiment_folder(run: Probe) -> Path:
@@ -659,9 +626,10 @@ def main(argv: Sequence[str] | None = None) -> Any:
     argv = sys.argv[1:] if argv is None else argv
     commands: Any = Union[tuple(COMMANDS)]  # noqa: UP007
     settings = tyro.cli(commands, args=argv)
-    if isinstance(settings, Probe) and settings.resume:  # again, with the start's values as default
+    if isinstance(settings, Probe) and settings.resume:
         try:
-            settings = with_saved(argv[1:], settings.resume)
+            read_settings(settings.resume)  # says what is wrong with them
+            settings = parse_experiment(Probe, argv[1:], MAY_DIFFER)
         except (ValueError, OSError) as error:
             refuse(error)
     return COMMANDS[type(settings)](settings)

@@ -107,6 +107,7 @@ def check(run: PaperRun) -> None:
         values = getattr(run, name)
         if not values or len(set(values)) < len(values):
             raise ValueError(f"--{name} expected different names, got {' '.join(values) or 'none'}")
+    # A folder of before the check can only go on as it began.
     if run.num_workers and PAPER_CODE in run.protocols and run.resume is None:
         raise ValueError(
             f"--num-workers {run.num_workers} plays as many environments beside the learner; the "

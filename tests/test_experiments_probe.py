@@ -16,7 +16,7 @@ import torch
 
 from experiments import attribution, deepfake, sweep
 from rayssl.backbones.images import make_image_backbone
-from rayssl.cli import provenance
+from rayssl.cli import parse_experiment, provenance
 from rayssl.data.face_videos import find_videos
 from rayssl.data.faces import FaceSet
 from rayssl.deepfake import TABLE_III, ProbeSettings, make_probe_run
@@ -146,16 +146,20 @@ def test_resumed_experiment_keeps_its_settings_and_faces(
     assert "Results of two face sets do not mix" in refused("probe", "--resume", str(tmp_path))
 
 
+def resumed(*words: str) -> deepfake.Probe:
+    return parse_experiment(deepfake.Probe, words, deepfake.MAY_DIFFER)
+
+
 def test_resumed_experiment_takes_a_default_that_the_command_line_names(tmp_path: Path) -> None:
     write_settings(tmp_path, "0", faces="faces", num_gpus=1.0, num_cpus=4, seeds=3)
-    run = deepfake.with_saved(["--resume", str(tmp_path), "--num-gpus", "0"], tmp_path)
+    run = resumed("--resume", str(tmp_path), "--num-gpus", "0")
     assert (run.num_gpus, run.num_cpus, run.seeds, run.faces) == (0.0, 4, 3, Path("faces"))
     words = ["--resume", str(tmp_path), "--num-cpus", "1", "--seeds", "1"]
-    run = deepfake.with_saved(words, tmp_path)
+    run = resumed(*words)
     assert (run.num_gpus, run.num_cpus, run.seeds, run.resume) == (1.0, 1, 1, tmp_path)
     write_settings(tmp_path, "0", classifier=["knn"])
     with pytest.raises(ValueError, match="was started with classifier .*knn.*, got .*logistic"):
-        deepfake.with_saved([*words, "--classifier", "logistic"], tmp_path)
+        resumed(*words, "--classifier", "logistic")
 
 
 def test_damaged_scores_of_a_finished_trial_are_one_line_that_says_what_to_do(
