@@ -6,11 +6,12 @@ No replay (batches are random rows of an array), no scores, no metrics, no check
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import (
@@ -27,15 +28,19 @@ from benchmarks.measure import (
     Turn,
     milliseconds,
 )
+from rayssl.compiled_graphs import CompiledGraph
 from rayssl.envs.atari import AtariSettings, make_vector_env
 from rayssl.losses import double_q_td_error, td_loss
+from rayssl.memory import keep_freed_memory
 from rayssl.networks import MultiHeadNetwork, make_atari_network
+from rayssl.optimizers import ADAM_STATE, adam_steps, clip_scales
 from rayssl.rllib.learner import resolve_dtype
 
 SETTINGS = (
     f"ale-py's AtariVectorEnv, {NUM_ENVS} games on one C++ thread, stepped during the updates; "
-    "Nature trunk, dueling double DQN, compiled, channels_last, bfloat16 where the CPU has it, "
-    "fused Adam; batches are random rows of an array that never changes"
+    "Nature trunk, dueling double DQN, channels_last, bfloat16 where the CPU has it, losses, "
+    "gradients, clipping and Adam compiled as one graph; batches are random rows of an array that "
+    "never changes"
 )
 TARGET_PERIOD_UPDATES = 250  # 1,000 steps, as rayssl's default
 SHAPE = (4, 84, 84)
@@ -120,28 +125,39 @@ def arithmetic(threads: int) -> dict[str, Any]:
 
 
 class Agent:
-    """A dueling double Q-network, its target and its Adam."""
+    """A dueling double Q-network, its target and the states of its Adam."""
 
     def __init__(self, num_actions: int, compile_it: bool) -> None:
+        keep_freed_memory()
         self.net: MultiHeadNetwork = make_atari_network(
             "nature", num_actions=num_actions, aux_classes=0
         )
         self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._dtype = resolve_dtype("auto", torch.device("cpu"))
-        self._params = list(self.net.parameters())
-        self._adam = torch.optim.Adam(self._params, lr=LEARNING_RATE, fused=True)
-        self._loss = torch.compile(self._td_loss, dynamic=False) if compile_it else self._td_loss
-        self._greedy = torch.compile(self._argmax, dynamic=False) if compile_it else self._argmax
+        rounded = self.net.cast_parameters(torch.bfloat16)
+        self._names = list(rounded)
+        self._last_layers = {name for name, p in rounded.items() if p.dtype == torch.float32}
+        state = {name: param.detach() for name, param in self.net.named_parameters()}
+        self._target = {name: param.clone() for name, param in self._cast(state).items()}
+        for name in self._names:
+            state[f"{name}/step"] = torch.zeros(())
+            state |= {f"{name}/{key}": torch.zeros_like(state[name]) for key in ADAM_STATE[1:]}
+        state |= {f"target.{name}": tensor for name, tensor in self._target.items()}
+        self._state = state
+        self._update, self._greedy = (
+            partial(function, state) for function in (self._step, self._argmax)
+        )
+        if compile_it:
+            self._update, self._greedy = (  # type: ignore[assignment]
+                CompiledGraph(function, state, partial(function, state), function.__name__)
+                for function in (self._step, self._argmax)
+            )
         self._weights = torch.ones(BATCH_SIZE)
         self._updates = 0
-        self._copy_target()
 
     def update(self, batch: Batch) -> None:
         """Makes one TD update."""
-        self._adam.zero_grad(set_to_none=True)
-        self._loss(self._target, *batch).backward()
-        nn.utils.clip_grad_norm_(self._params, MAX_GRAD_NORM)
-        self._adam.step()
+        self._update(*batch)
         self._updates += 1
         if self._updates % TARGET_PERIOD_UPDATES == 0:
             self._copy_target()
@@ -149,7 +165,7 @@ class Agent:
     def act(self, obs: np.ndarray) -> np.ndarray:
         """Returns greedy actions, int64 `[N]`, for uint8 `[N, 4, 84, 84]`."""
         with torch.no_grad():
-            actions: np.ndarray = self._greedy(torch.from_numpy(obs)).numpy()
+            actions: np.ndarray = self._greedy(torch.from_numpy(obs))[0].numpy()
         return actions
 
     def gflop_of_update(self, batch: Batch) -> float:
@@ -157,13 +173,32 @@ class Agent:
 
         A multiplication and its addition are two. Counted as PyTorch runs it, uncompiled.
         """
+        leaves = {name: self._state[name].clone().requires_grad_() for name in self._names}
         with FlopCounterMode(display=False) as counter:
-            self._td_loss(self._target, *batch).backward()
-        self._adam.zero_grad(set_to_none=True)
+            self._td_loss(leaves, self._target, *batch).backward()
         return counter.get_total_flops() / 1e9
+
+    def _step(self, state: dict[str, Tensor], *batch: Tensor) -> tuple[Tensor, ...]:
+        """Makes a gradient step in place and returns the loss."""
+        leaves = {name: state[name].detach().requires_grad_() for name in self._names}
+        target = {name: state[f"target.{name}"] for name in self._names}
+        with torch.enable_grad():
+            loss = self._td_loss(leaves, target, *batch)
+            grads = torch.autograd.grad(loss, list(leaves.values()))
+        adam_steps(
+            [state[name] for name in self._names],
+            grads,
+            clip_scales(grads, MAX_GRAD_NORM, "global_norm"),
+            [{key: state[f"{name}/{key}"] for key in ADAM_STATE} for name in self._names],
+            lr=LEARNING_RATE,
+            betas=(0.9, 0.999),
+            eps=1e-8,
+        )
+        return (loss.detach(),)
 
     def _td_loss(
         self,
+        params: dict[str, Tensor],
         target: dict[str, Tensor],
         obs: Tensor,
         next_obs: Tensor,
@@ -172,7 +207,7 @@ class Agent:
         discounts: Tensor,
     ) -> Tensor:
         """The Huber loss of one batch; the next states' forwards build no graph."""
-        params = self.net.cast_parameters(self._dtype)
+        params = self._cast(params)
         with torch.no_grad():
             q_t_value = self.net.call_with(target, next_obs, "q")
             q_t_selector = self.net.call_with(params, next_obs, "q")
@@ -180,10 +215,15 @@ class Agent:
         errors = double_q_td_error(q_tm1, actions, rewards, discounts, q_t_value, q_t_selector)
         return td_loss(errors, self._weights)
 
-    def _argmax(self, obs: Tensor) -> Tensor:
-        return self.net.call_with(self.net.cast_parameters(self._dtype), obs, "q").argmax(dim=1)
+    def _argmax(self, state: dict[str, Tensor], obs: Tensor) -> tuple[Tensor, ...]:
+        params = self._cast({name: state[name] for name in self._names})
+        return (self.net.call_with(params, obs, "q").argmax(dim=1),)
+
+    def _cast(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Parameters in the dtype of the arithmetic; last layers stay in float32."""
+        return {n: p if n in self._last_layers else p.to(self._dtype) for n, p in params.items()}
 
     def _copy_target(self) -> None:
         with torch.no_grad():
-            params = self.net.cast_parameters(self._dtype)
-            self._target = {name: param.detach().clone() for name, param in params.items()}
+            for name, param in self._cast({n: self._state[n] for n in self._names}).items():
+                self._target[name].copy_(param)

@@ -51,7 +51,8 @@ RAY_UNITS = {
 # Leaves: they import nothing of rayssl. None: every unit may import them.
 LEAVES: dict[str, set[str] | None] = {
     "_torchvision": {"data", "backbones"}, "augmentation": {"tasks", "rllib"}, "video": None,
-    "cuda_graphs": {"rllib"}, "files": None,
+    "cuda_graphs": {"rllib"}, "compiled_graphs": {"rllib"}, "optimizers": {"rllib"},
+    "memory": {"rllib"}, "files": None,
 }  # fmt: skip
 # Beside the layers: only experiments/, and one another, may import them.
 SIDE = {

@@ -224,7 +224,9 @@ class AuxDQNConfig(AlgorithmConfig):
           clip_rewards: learn from the sign of rewards; scores are never clipped.
           cut_on_life_loss: no bootstrapping across a lost life; games and scores go on.
           compute_dtype: `auto`, `float32` or `bfloat16` (rayssl.rllib.learner.resolve_dtype).
-          compile_learner: torch.compile the losses.
+          compile_learner: compile updates (on a CPU, with one learner, each as one graph with its
+            gradients and Adam: rayssl.compiled_graphs; else the losses alone, by torch.compile),
+            and the choice of actions in the learner's process.
           cuda_graphs: on a GPU, whole updates and the choice of actions as CUDA graphs
             (rayssl.cuda_graphs), with one learner.
           learner_threads: CPU threads of the learner.

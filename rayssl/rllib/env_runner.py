@@ -16,6 +16,7 @@ from ray.rllib.utils.checkpoints import Checkpointable
 from ray.rllib.utils.framework import get_device
 from ray.rllib.utils.typing import StateDict
 
+from rayssl.compiled_graphs import CompiledGraph
 from rayssl.cuda_graphs import CudaGraph
 from rayssl.envs.atari import AtariStream, Game, LifeEpisode, StepRow, action_set
 from rayssl.evaluation import load_policy
@@ -68,13 +69,11 @@ class AtariEnvRunner(EnvRunner, Checkpointable):
             torch.set_num_threads(1)
         self._device = self._acting_device()
         self._dtype = resolve_dtype(self.config.compute_dtype, self._device)
-        on_gpu = self._device.type == "cuda"
-        graphs = on_gpu and self.config.cuda_graphs
-        self._greedy = CudaGraph(self._best_actions, graphs, "the choice of actions")
         self._rng = np.random.default_rng([self._base_seed(), self.worker_index, 1])
         if remote or not self.config.num_env_runners:
             self.make_env()
         self.make_module()
+        self._greedy = self._make_greedy()
 
     def make_env(self) -> None:
         """Starts this runner's games; each game has a seed of its own (AtariStream)."""
@@ -141,14 +140,32 @@ class AtariEnvRunner(EnvRunner, Checkpointable):
         actions = self._rng.integers(0, self.env.num_actions, n)
         if not explore.all():
             obs = torch.from_numpy(self.env.obs).to(self._device)
-            with torch.inference_mode():
+            with torch.no_grad():
                 greedy = self._greedy(obs)[0].cpu().numpy()
             actions = np.where(explore, actions, greedy)
         return actions
 
+    def _make_greedy(self) -> CompiledGraph | CudaGraph:
+        """The choice of actions in its fastest form.
+
+        Compiled only beside the learner, which compiles in any case: for remote runners, as many as
+        there are, the seconds of compiling would come at every start of every one.
+        """
+        name = "the choice of actions"
+        if self._device.type == "cuda":
+            return CudaGraph(self._best_actions, self.config.cuda_graphs, name)
+        if self.worker_index or not self.config.compile_learner or not self._params:
+            return CudaGraph(self._best_actions, False, name)
+        return CompiledGraph(self._best_actions_with, self._params, self._best_actions, name)
+
     def _best_actions(self, obs: torch.Tensor) -> tuple[torch.Tensor]:
         """The first action of largest Q-value in each state, int64 `[N]`."""
-        return (self._player().call_with(self._params, obs, "q").argmax(dim=1),)
+        return self._best_actions_with(self._params, obs)
+
+    def _best_actions_with(
+        self, params: dict[str, torch.Tensor], obs: torch.Tensor
+    ) -> tuple[torch.Tensor]:
+        return (self._player().call_with(params, obs, "q").argmax(dim=1),)
 
     def _acting_device(self) -> torch.device:
         """The GPU of a learner in this process, if there is one: it has the weights already."""

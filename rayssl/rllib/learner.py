@@ -15,8 +15,9 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -25,8 +26,10 @@ from ray.rllib.core.columns import Columns
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.utils.typing import StateDict
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from rayssl.augmentation import draw_shifts, shift
+from rayssl.compiled_graphs import CompiledGraph
 from rayssl.cuda_graphs import CudaGraph
 from rayssl.evaluation import load_trunk
 from rayssl.losses import (
@@ -36,7 +39,9 @@ from rayssl.losses import (
     mean_of_usable,
     td_loss,
 )
+from rayssl.memory import keep_freed_memory
 from rayssl.networks import MultiHeadNetwork
+from rayssl.optimizers import ADAM_STATE, adam_steps, clip_scales
 from rayssl.rllib.aux_tasks import REWARDING_ROWS, TD_ROWS, AuxTask, make_aux_tasks, sequences_of
 from rayssl.tasks import Sequences
 
@@ -100,6 +105,50 @@ class _Losses(NamedTuple):
     figures: Tensor  # [F, 2], sum and count of each figure that is logged
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """Which losses an update has, and of how many tensors each takes its inputs.
+
+    Attributes:
+      with_td: whether the TD loss is among them.
+      tasks: each aux task with the number of its inputs.
+    """
+
+    with_td: bool
+    tasks: tuple[tuple[AuxTask, int], ...]
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What tells one from another."""
+        return (self.with_td, *((aux.head, count) for aux, count in self.tasks))
+
+    @property
+    def loss_name(self) -> str:
+        """Whose optimizer makes the step, where each loss has its own."""
+        return "td" if self.with_td else "aux"
+
+    def __str__(self) -> str:
+        return "+".join(["td"] * self.with_td + [aux.task.name for aux, _ in self.tasks])
+
+    def split(self, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[_Drawn]]:
+        """Returns the TD columns, and what each task drew."""
+        given = iter(inputs)
+        columns = list(islice(given, len(TD_COLUMNS))) if self.with_td else []
+        return columns, [_Drawn(aux, tuple(islice(given, count))) for aux, count in self.tasks]
+
+
+class _Calls(nn.Module):
+    """A function that uses a module, as a module: for `functional_call` with other parameters."""
+
+    def __init__(self, module: nn.Module, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.module = module
+        self._function = function
+
+    def forward(self, *args: Any) -> Any:
+        return self._function(*args)
+
+
 class AuxDQNLearner(TorchLearner):
     """Double Q-learning with an auxiliary task on the trunk.
 
@@ -111,6 +160,7 @@ class AuxDQNLearner(TorchLearner):
         """Builds module and optimizers, then the (compiled) losses and the task."""
         torch.set_num_threads(self.config.learner_threads)
         skip_filling_of_new_tensors()
+        keep_freed_memory()
         torch.backends.cudnn.allow_tf32 = False  # float32 means float32
         super().build()
         config = self.config
@@ -127,12 +177,12 @@ class AuxDQNLearner(TorchLearner):
         self._aux_updates = 0
         self._since_target_sync = 0
         self._target_params: Params = {}
-        self._td_fn = _Compiled(self._td_forward, config.compile_learner)
+        compile_it = config.compile_learner and not self._compiles_steps
+        self._td_fn = _Compiled(self._td_forward, compile_it)
         self._aux_fns = {
-            aux.head: _Compiled(self._aux_forward(aux), config.compile_learner)
-            for aux in self._tasks
+            aux.head: _Compiled(self._aux_forward(aux), compile_it) for aux in self._tasks
         }
-        self._steps: dict[tuple[Any, ...], CudaGraph] = {}
+        self._steps: dict[tuple[Any, ...], CudaGraph | CompiledGraph] = {}
         self._trunk = list(self._net.backbone.parameters())
         if config.init_from:
             self._start_from(config.init_from)
@@ -223,6 +273,7 @@ class AuxDQNLearner(TorchLearner):
         due = self._due_tasks(minibatches)
         td_errors = [self._run_slot(*slot) for slot in zip(minibatches, due, strict=True)]
         self._weights_seq_no += num_updates
+        whole = not any(step.refused for step in self._steps.values())
         return {
             "td_errors": torch.cat(td_errors).cpu().numpy(),
             "stats": self._reduced_stats(),
@@ -231,9 +282,10 @@ class AuxDQNLearner(TorchLearner):
                 "aux_updates": self._aux_updates,
                 "slots": self._slot,
             },
-            "compiled": all(fn.compiled for fn in (self._td_fn, *self._aux_fns.values())),
-            "cuda_graphs": self._replays_graphs
-            and not any(step.refused for step in self._steps.values()),
+            "compiled": whole
+            if self._compiles_steps
+            else all(fn.compiled for fn in (self._td_fn, *self._aux_fns.values())),
+            "cuda_graphs": self._replays_graphs and whole,
             "bfloat16": self._dtype == torch.bfloat16,
         }
 
@@ -250,6 +302,15 @@ class AuxDQNLearner(TorchLearner):
         """Whether updates run as CUDA graphs: on a GPU, and without others to average with."""
         on_gpu: bool = self._device.type == "cuda"
         return on_gpu and self.config.cuda_graphs and not self.distributed
+
+    @property
+    def _compiles_steps(self) -> bool:
+        """Whether updates run as one compiled graph: on a CPU, and without others to average with.
+
+        A GPU has the fused Adam and CUDA graphs for that.
+        """
+        compile_it: bool = self.config.compile_learner
+        return compile_it and self._device.type == "cpu" and not self.distributed
 
     def _moved(self, column: Any) -> Tensor:
         """A column on the learner's device; to a GPU from page-locked memory, without waiting."""
@@ -423,51 +484,165 @@ class AuxDQNLearner(TorchLearner):
 
     def _step(self, batch: dict[str, Tensor] | None, drawn: tuple[_Drawn, ...]) -> Tensor | None:
         """One gradient step on the TD loss, the aux losses, or both; returns TD errors `[B]`."""
-        kind = (batch is not None, *((each.aux.head, len(each.inputs)) for each in drawn))
-        if kind not in self._steps:
-            counts = [(each.aux, len(each.inputs)) for each in drawn]
-            step = self._make_step(batch is not None, counts)
-            parts = ["td"] * (batch is not None) + [aux.task.name for aux, _ in counts]
-            self._steps[kind] = CudaGraph(step, self._replays_graphs, f"update {'+'.join(parts)}")
-        columns = [] if batch is None else [batch[name] for name in TD_COLUMNS]
-        inputs = [x for each in drawn for x in each.inputs]
-        figures, *td_errors = self._steps[kind](*columns, *inputs)
+        figures, *td_errors = self._run("update", batch, drawn)
         names: tuple[str, ...] = () if batch is None else TD_FIGURES
         names += tuple(f"{name}{each.aux.suffix}" for each in drawn for name in AUX_FIGURES)
         self._stats[names].append(figures)
         return td_errors[0] if td_errors else None
 
-    def _make_step(
-        self, with_td: bool, counts: Sequence[tuple[AuxTask, int]]
-    ) -> Callable[..., tuple[Tensor, ...]]:
+    def _run(
+        self,
+        what: Literal["update", "cosine"],
+        batch: dict[str, Tensor] | None,
+        drawn: tuple[_Drawn, ...],
+    ) -> tuple[Tensor, ...]:
+        """Runs `_make_step`'s function or `_make_cosine`'s, in the fastest way that there is."""
+        parts = _Parts(batch is not None, tuple((each.aux, len(each.inputs)) for each in drawn))
+        kind = (what, *parts.key)
+        if kind not in self._steps:
+            makers = {
+                "update": (self._make_step, self._make_whole_step),
+                "cosine": (self._make_cosine, self._make_whole_cosine),
+            }
+            plain, whole = (make(parts) for make in makers[what])
+            if self._compiles_steps:
+                state = self._state_of(self._adam(parts.loss_name))
+                self._steps[kind] = CompiledGraph(whole, state, plain, f"{what} {parts}")
+            else:
+                replays = self._replays_graphs and what == "update"  # the cosine is rare
+                self._steps[kind] = CudaGraph(plain, replays, f"{what} {parts}")
+        columns = [] if batch is None else [batch[name] for name in TD_COLUMNS]
+        return self._steps[kind](*columns, *(x for each in drawn for x in each.inputs))
+
+    def _make_step(self, parts: _Parts) -> Callable[..., tuple[Tensor, ...]]:
         """Returns a gradient step as a function of tensors alone: the TD columns, then each task's.
 
         It returns the figures that are logged and, with TD, the TD errors.
         """
 
         def step(*inputs: Tensor) -> tuple[Tensor, ...]:
-            given = iter(inputs)
-            columns = list(islice(given, len(TD_COLUMNS))) if with_td else []
-            drawn = [_Drawn(aux, tuple(islice(given, count))) for aux, count in counts]
-            losses = self._losses(columns, drawn)
-            self._descend(self._combined(losses), "td" if with_td else "aux")
+            losses = self._losses(*parts.split(inputs))
+            self._descend(self._combined(losses), parts.loss_name)
             if losses.td_errors is None:
                 return (losses.figures,)
             return losses.figures, losses.td_errors.detach()
 
         return step
 
-    def _losses(self, td_columns: Sequence[Tensor], drawn: Sequence[_Drawn]) -> _Losses:
+    def _make_whole_step(self, parts: _Parts) -> Callable[..., tuple[Tensor, ...]]:
+        """Returns `_make_step`'s function with all that it changes as an argument (`_state_of`)."""
+        adam = self._adam(parts.loss_name)
+        (group,) = adam.param_groups
+        names = self._names_of(group["params"])
+
+        def step(state: Params, *inputs: Tensor) -> tuple[Tensor, ...]:
+            leaves = {name: state[name].detach().requires_grad_() for name in names}
+            with torch.enable_grad():
+                losses = self._losses_with(state | leaves, parts.split(inputs))
+                found = torch.autograd.grad(
+                    self._combined(losses), list(leaves.values()), allow_unused=True
+                )
+            trained = {n: grad for n, grad in zip(names, found, strict=True) if grad is not None}
+            grads = list(trained.values())
+            adam_steps(
+                [state[name] for name in trained],
+                grads,
+                clip_scales(grads, self.config.grad_clip, self.config.grad_clip_by),
+                [{key: state[f"{name}/{key}"] for key in ADAM_STATE} for name in trained],
+                lr=group["lr"],
+                betas=group["betas"],
+                eps=group["eps"],
+            )
+            if losses.td_errors is None:
+                return (losses.figures,)
+            return losses.figures, losses.td_errors.detach()
+
+        return step
+
+    def _make_cosine(self, parts: _Parts) -> Callable[..., tuple[Tensor, ...]]:
+        """Returns the cosine of TD and aux gradients on the trunk as a function of tensors alone.
+
+        It takes what `_make_step`'s takes and returns sum and count of one figure, `[1, 2]`.
+        """
+
+        def cosine(*inputs: Tensor) -> tuple[Tensor, ...]:
+            return (_cosine_of(self._losses(*parts.split(inputs)), self._trunk),)
+
+        return cosine
+
+    def _make_whole_cosine(self, parts: _Parts) -> Callable[..., tuple[Tensor, ...]]:
+        """Returns `_make_cosine`'s function with all that it reads as an argument."""
+        names = self._names_of(self._trunk)
+
+        def cosine(state: Params, *inputs: Tensor) -> tuple[Tensor, ...]:
+            leaves = {name: state[name].detach().requires_grad_() for name in names}
+            with torch.enable_grad():
+                losses = self._losses_with(state | leaves, parts.split(inputs))
+                return (_cosine_of(losses, list(leaves.values())),)
+
+        return cosine
+
+    def _losses_with(
+        self, state: Params, given: tuple[Sequence[Tensor], Sequence[_Drawn]]
+    ) -> _Losses:
+        """`_losses` with the networks' tensors taken from `state`."""
+        target = {
+            name.removeprefix("target."): tensor
+            for name, tensor in state.items()
+            if name.startswith("target.")
+        }
+        calls = _Calls(self._module[DEFAULT_MODULE_ID], self._losses)
+        bound = {name: state[name] for name, _ in calls.named_parameters() if name in state}
+        found: _Losses = functional_call(calls, bound, (*given, target))
+        return found
+
+    def _adam(self, loss_name: str) -> torch.optim.Optimizer:
+        """The optimizer of the loss of that name: "td" (with or without aux losses) or "aux"."""
+        name = "shared" if self.config.optimizers == "shared" else loss_name
+        return self.get_optimizer(DEFAULT_MODULE_ID, name)
+
+    def _names_of(self, params: Sequence[Tensor]) -> list[str]:
+        """Names of parameters in `_state_of`, in their order."""
+        module = self._module[DEFAULT_MODULE_ID]
+        names = {param: f"module.{name}" for name, param in module.named_parameters()}
+        return [names[param] for param in params]
+
+    def _state_of(self, adam: torch.optim.Optimizer | None) -> Params:
+        """All tensors that updates read and change: parameters of all networks, Adam's states.
+
+        Those of Adam that are not there yet are made, as its first step would make them.
+        """
+        module = self._module[DEFAULT_MODULE_ID]
+        state = {f"module.{name}": param for name, param in module.named_parameters()}
+        state |= {f"target.{name}": tensor for name, tensor in self._target_params.items()}
+        if adam is None:
+            return state
+        params = [param for group in adam.param_groups for param in group["params"]]
+        for name, param in zip(self._names_of(params), params, strict=True):
+            if not adam.state[param]:
+                adam.state[param] = {
+                    "step": torch.zeros((), dtype=torch.float32),
+                    **{key: torch.zeros_like(param) for key in ADAM_STATE[1:]},
+                }
+            state |= {f"{name}/{key}": adam.state[param][key] for key in ADAM_STATE}
+        return {name: tensor.detach() for name, tensor in state.items()}
+
+    def _losses(
+        self,
+        td_columns: Sequence[Tensor],
+        drawn: Sequence[_Drawn],
+        target: Params | None = None,
+    ) -> _Losses:
         """The losses of one update at the present weights, and the figures that are logged of it.
 
         The aux loss is this learner's part of the tasks' losses; each has its weight relative to
-        the largest one.
+        the largest one. `target` are the target network's cast weights, by default the newest.
         """
         td, td_errors, aux_loss = None, None, None
         figures: list[tuple[Tensor, Tensor]] = []  # sum and count of each
         one = torch.ones((), device=self._device)
         if td_columns:
-            td, td_errors, q_mean = self._td_fn(self._target_params, *td_columns)
+            td, td_errors, q_mean = self._td_fn(target or self._target_params, *td_columns)
             figures += [(td, one), (q_mean, one), (td_errors.abs().mean(), one)]
         for aux, (usable, total, *inputs) in drawn:
             own = usable.sum().float()
@@ -497,8 +672,7 @@ class AuxDQNLearner(TorchLearner):
 
     def _descend(self, loss: Tensor, optimizer: str) -> None:
         """Back-propagates, averages over learners, clips, and steps the loss's optimizer."""
-        name = "shared" if self.config.optimizers == "shared" else optimizer
-        adam = self.get_optimizer(DEFAULT_MODULE_ID, name)
+        adam = self._adam(optimizer)
         adam.zero_grad(set_to_none=True)
         loss.backward()
         params = [p for group in adam.param_groups for p in group["params"] if p.grad is not None]
@@ -533,19 +707,10 @@ class AuxDQNLearner(TorchLearner):
     def _log_cosine(self, batch: dict[str, Tensor], due: list[_Due]) -> None:
         """Logs the cosine of TD and aux gradients on the trunk, both at the present weights."""
         state = self._generator.get_state()
-        losses = self._losses([batch[name] for name in TD_COLUMNS], self._drawn(due))
+        drawn = self._drawn(due)
         self._generator.set_state(state)  # the updates draw as if nothing had been measured
-        if losses.td is None or losses.aux is None:
-            return
-        grads = [
-            torch.autograd.grad(loss, self._trunk, allow_unused=True)
-            for loss in (losses.td, losses.aux)
-        ]
-        # A task may stand on an inner layer and leave those above it alone.
-        both = [pair for pair in zip(*grads, strict=True) if None not in pair]
-        cosine = gradient_cosine(*map(list, zip(*both, strict=True)))
-        pair = torch.stack([cosine, torch.ones_like(cosine)])[None]
-        self._stats[("gradient_cosine",)].append(pair)
+        if drawn:
+            self._stats[("gradient_cosine",)] += self._run("cosine", batch, drawn)
 
     def _reduced_stats(self) -> dict[str, tuple[float, float]]:
         """{name: (sum, count)} of this call; refuses losses that are not finite."""
@@ -624,6 +789,19 @@ class AuxDQNLearner(TorchLearner):
 
 
 _COUNTERS = ("_slot", "_turn", "_td_updates", "_aux_updates", "_since_target_sync")
+
+
+def _cosine_of(losses: _Losses, trunk: Sequence[Tensor]) -> Tensor:
+    """Cosine of both losses' gradients on the trunk, as sum and count of one figure: `[1, 2]`."""
+    assert losses.td is not None
+    assert losses.aux is not None
+    grads = [
+        torch.autograd.grad(loss, trunk, allow_unused=True) for loss in (losses.td, losses.aux)
+    ]
+    # A task may stand on an inner layer and leave those above it alone.
+    both = [pair for pair in zip(*grads, strict=True) if None not in pair]
+    cosine = gradient_cosine(*map(list, zip(*both, strict=True)))
+    return torch.stack([cosine, torch.ones_like(cosine)])[None]
 
 
 def _clip_gradients(params: list[nn.Parameter], limit: float | None, by: str) -> None:

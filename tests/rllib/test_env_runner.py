@@ -32,11 +32,14 @@ def make_config(
     games: int = GAMES,
     runners: int = 0,
     task: str = "permutation",
+    compiled: bool = False,
     **env_config: Any,
 ) -> AuxDQNConfig:
     config = AuxDQNConfig().environment(game, env_config={"frame_size": SIZE, **env_config})
     config.auxiliary(task=task).debugging(seed=seed)
-    config.training(compute_dtype="float32", epsilon=epsilon, network="nature")
+    config.training(
+        compute_dtype="float32", epsilon=epsilon, network="nature", compile_learner=compiled
+    )
     config.env_runners(
         num_env_runners=runners, num_envs_per_env_runner=games, rollout_fragment_length=STEPS
     )
@@ -134,6 +137,23 @@ def test_epsilon_one_draws_uniformly_and_never_asks_the_network(make_runner: Mak
     assert len(counts) == 6
     assert np.abs(counts - 60).max() < 5 * np.sqrt(360 * 1 / 6 * 5 / 6)  # 5 sigma
     assert (actions != actions[:, :1]).any()  # games do not share their draws
+
+
+def test_compiled_choice_of_actions_is_the_plain_one_and_follows_the_weights(
+    make_runner: MakeRunner,
+) -> None:
+    compiled, plain = (make_runner(epsilon=GREEDY, compiled=on) for on in (True, False))
+    for seed in range(2):  # new weights land where the graph reads them
+        torch.manual_seed(seed)
+        net = copy.deepcopy(plain.module.net)
+        for param in net.parameters():
+            torch.nn.init.normal_(param, std=0.1)
+        choices = []
+        for runner in (compiled, plain):
+            runner.take_weights(net)
+            choices.append(runner.sample().fragment.actions)
+        np.testing.assert_array_equal(*choices)
+    assert not compiled._greedy.refused
 
 
 def test_epsilon_zero_acts_greedily_by_the_module(make_runner: MakeRunner) -> None:

@@ -332,6 +332,52 @@ def test_alternating_updates_are_two_steps_of_one_adam() -> None:
     hand.assert_agrees_with(learner)
 
 
+@pytest.mark.parametrize(
+    "auxiliary",
+    [
+        {"cosine_every": 1},
+        pytest.param({"cosine_every": 1, "optimizers": "separate"}, marks=pytest.mark.slow),
+        pytest.param({"schedule": "joint"}, marks=pytest.mark.slow),
+        pytest.param({"task": None}, marks=pytest.mark.slow),
+    ],
+)
+def test_updates_compiled_as_one_graph_are_those_of_autograd_and_torchs_adam(
+    auxiliary: dict[str, Any],
+) -> None:
+    plain, compiled = (
+        make_learner(auxiliary, compile_learner=on, grad_clip=0.5, adam_epsilon=1e-3)
+        for on in (False, True)
+    )
+    for seed in range(2):  # a second call meets the states that the first one made
+        expected, results = (update(each, 2, seed=seed) for each in (plain, compiled))
+        assert results["compiled"]
+        assert results["counts"] == expected["counts"]
+        np.testing.assert_allclose(results["td_errors"], expected["td_errors"], rtol=1e-4)
+        assert results["stats"].keys() == expected["stats"].keys()
+        for name, pair in expected["stats"].items():
+            assert results["stats"][name] == pytest.approx(pair, rel=1e-4, abs=1e-6)
+    for name, value in plain._net.state_dict().items():
+        torch.testing.assert_close(compiled._net.state_dict()[name], value, rtol=1e-4, atol=1e-6)
+    for name, adam in plain._named_optimizers.items():
+        states = compiled._named_optimizers[name].state_dict()["state"]
+        for number, state in adam.state_dict()["state"].items():
+            assert states[number]["step"] == state["step"]
+            for moment in ("exp_avg", "exp_avg_sq"):
+                torch.testing.assert_close(
+                    states[number][moment], state[moment], rtol=1e-3, atol=1e-8
+                )
+
+
+@pytest.mark.slow
+def test_compiled_updates_go_on_after_a_checkpoint_as_if_there_had_been_none() -> None:
+    straight, second = (make_learner(compile_learner=True) for _ in range(2))
+    update(straight, seed=1)
+    second.set_state(pickle.loads(pickle.dumps(straight.get_state())))
+    for each in (straight, second):
+        update(each, seed=2)
+    assert bit_equal(weights_of(second), weights_of(straight))
+
+
 def test_separate_optimizers_keep_own_moments_and_weigh_the_learning_rate() -> None:
     learner = make_learner(
         {"weight": 0.3, "optimizers": "separate"}, adam_epsilon=1e-3, grad_clip=None
