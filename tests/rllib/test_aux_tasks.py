@@ -322,7 +322,7 @@ def test_columns_hold_as_many_steps_as_the_longest_task_and_no_more_rows_than_as
 
 
 @pytest.mark.slow  # one task for each kind of data and head
-@pytest.mark.parametrize("task", ["inverse", "curl", "spr"])
+@pytest.mark.parametrize("task", ["inverse", "curl", pytest.param("spr", marks=pytest.mark.long)])
 def test_compiled_losses_agree_with_plain_ones(task: str) -> None:
     torch.compiler.reset()
     plain, compiled = (

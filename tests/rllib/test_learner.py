@@ -336,9 +336,9 @@ def test_alternating_updates_are_two_steps_of_one_adam() -> None:
     "auxiliary",
     [
         {"cosine_every": 1},
-        pytest.param({"cosine_every": 1, "optimizers": "separate"}, marks=pytest.mark.slow),
-        pytest.param({"schedule": "joint"}, marks=pytest.mark.slow),
-        pytest.param({"task": None}, marks=pytest.mark.slow),
+        pytest.param({"cosine_every": 1, "optimizers": "separate"}, marks=pytest.mark.long),
+        pytest.param({"schedule": "joint"}, marks=pytest.mark.long),
+        pytest.param({"task": None}, marks=pytest.mark.long),
     ],
 )
 def test_updates_compiled_as_one_graph_are_those_of_autograd_and_torchs_adam(
