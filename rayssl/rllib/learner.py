@@ -607,7 +607,7 @@ class AuxDQNLearner(TorchLearner):
         names = {param: f"module.{name}" for name, param in module.named_parameters()}
         return [names[param] for param in params]
 
-    def _state_of(self, adam: torch.optim.Optimizer | None) -> Params:
+    def _state_of(self, adam: torch.optim.Optimizer) -> Params:
         """All tensors that updates read and change: parameters of all networks, Adam's states.
 
         Those of Adam that are not there yet are made, as its first step would make them.
@@ -615,8 +615,6 @@ class AuxDQNLearner(TorchLearner):
         module = self._module[DEFAULT_MODULE_ID]
         state = {f"module.{name}": param for name, param in module.named_parameters()}
         state |= {f"target.{name}": tensor for name, tensor in self._target_params.items()}
-        if adam is None:
-            return state
         params = [param for group in adam.param_groups for param in group["params"]]
         for name, param in zip(self._names_of(params), params, strict=True):
             if not adam.state[param]:
