@@ -161,10 +161,10 @@ def test_what_a_task_draws_reaches_the_update_without_gaps(task: str) -> None:
 @pytest.mark.parametrize(
     ("auxiliary", "kinds"),
     [
-        ({"task": None}, {(True,)}),
-        ({}, {(True,), (False, ("aux", 4))}),
-        ({"schedule": "joint"}, {(True, ("aux", 4))}),
-        ({"schedule": "aux-only"}, {(False, ("aux", 4))}),
+        ({"task": None}, {("update", True)}),
+        ({}, {("update", True), ("update", False, ("aux", 4))}),
+        ({"schedule": "joint"}, {("update", True, ("aux", 4))}),
+        ({"schedule": "aux-only"}, {("update", False, ("aux", 4))}),
     ],
 )
 def test_there_is_one_graph_for_each_kind_of_update(
