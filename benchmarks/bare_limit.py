@@ -134,11 +134,10 @@ class Agent:
         )
         self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._dtype = resolve_dtype("auto", torch.device("cpu"))
-        rounded = self.net.cast_parameters(torch.bfloat16)
-        self._names = list(rounded)
-        self._last_layers = {name for name, p in rounded.items() if p.dtype == torch.float32}
         state = {name: param.detach() for name, param in self.net.named_parameters()}
-        self._target = {name: param.clone() for name, param in self._cast(state).items()}
+        self._names = list(state)
+        self._target: dict[str, Tensor] = {}
+        self._copy_target()
         for name in self._names:
             state[f"{name}/step"] = torch.zeros(())
             state |= {f"{name}/{key}": torch.zeros_like(state[name]) for key in ADAM_STATE[1:]}
@@ -207,7 +206,7 @@ class Agent:
         discounts: Tensor,
     ) -> Tensor:
         """The Huber loss of one batch; the next states' forwards build no graph."""
-        params = self._cast(params)
+        params = self.net.cast_parameters(self._dtype, params)
         with torch.no_grad():
             q_t_value = self.net.call_with(target, next_obs, "q")
             q_t_selector = self.net.call_with(params, next_obs, "q")
@@ -216,14 +215,9 @@ class Agent:
         return td_loss(errors, self._weights)
 
     def _argmax(self, state: dict[str, Tensor], obs: Tensor) -> tuple[Tensor, ...]:
-        params = self._cast({name: state[name] for name in self._names})
+        own = {name: state[name] for name in self._names}
+        params = self.net.cast_parameters(self._dtype, own)
         return (self.net.call_with(params, obs, "q").argmax(dim=1),)
 
-    def _cast(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Parameters in the dtype of the arithmetic; last layers stay in float32."""
-        return {n: p if n in self._last_layers else p.to(self._dtype) for n, p in params.items()}
-
     def _copy_target(self) -> None:
-        with torch.no_grad():
-            for name, param in self._cast({n: self._state[n] for n in self._names}).items():
-                self._target[name].copy_(param)
+        self.net.cast_into(self._target, self._dtype)

@@ -38,7 +38,7 @@ COLUMNS = ("name", "total", "self")
 class Settings:
     """Samples the hot loop of one checkout."""
 
-    checkout: Path = ROOT
+    checkout: Path | None = None
     """Folder of the code to look at."""
     row: str = "rayssl-none"
     """Row of throughput.py."""
@@ -84,7 +84,7 @@ def sample(settings: Settings, threads: int) -> list[str]:
     spy = shutil.which("py-spy", path=str(Path(sys.executable).parent)) or shutil.which("py-spy")
     if spy is None:
         raise RuntimeError("py-spy is not installed: pip install -e '.[bench]'")
-    checkout = settings.checkout.resolve()
+    checkout = (settings.checkout or ROOT).resolve()
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "raw"
         words = [
@@ -103,11 +103,12 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Samples, prints a table, and returns the rows that it saves."""
     settings = tyro.cli(Settings, args=argv)
     threads = settings.threads or usable_cores()
-    if not (settings.checkout / SCRIPT).is_file():
-        refuse(f"expected a checkout of rayssl, got {settings.checkout}: it holds no {SCRIPT}")
+    checkout = settings.checkout or ROOT
+    if not (checkout / SCRIPT).is_file():
+        refuse(f"expected a checkout of rayssl, got {checkout}: it holds no {SCRIPT}")
     facts = run_facts(settings) | {
         "threads": threads,
-        "commit_sampled": git_commit(settings.checkout),
+        "commit_sampled": git_commit(checkout),
     }
     try:
         total, own, kept = shares(sample(settings, threads))

@@ -79,12 +79,17 @@ class CompiledGraph:
                 compiled: Callable[..., Any] = torch._inductor.compile(graph, tensors)
         except Exception as error:  # torch raises many kinds: no compiler, no headers, a bug
             self._refused = True
-            logger.warning(
-                "Compiling %s failed (%s: %s); it runs uncompiled and slower. "
-                "Install a C++ compiler, or pass --no-compile to silence this.",
-                self._name,
-                type(error).__name__,
-                str(error).splitlines()[0] if str(error) else "",
-            )
+            warn_uncompiled(self._name, error)
             return None
         return compiled
+
+
+def warn_uncompiled(name: str, error: Exception) -> None:
+    """Warns that what has this name could not be compiled, why, and what to do about it."""
+    logger.warning(
+        "Compiling %s failed (%s: %s); it runs uncompiled and slower. "
+        "Install a C++ compiler, or pass --no-compile to silence this.",
+        name,
+        type(error).__name__,
+        str(error).splitlines()[0] if str(error) else "",
+    )

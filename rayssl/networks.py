@@ -1,5 +1,6 @@
 """The paper's f, g and h: one backbone f, a head for the main job and a pretext head over it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -126,10 +127,16 @@ class MultiHeadNetwork(nn.Module):
             head=own_head,
         )
 
-    def cast_parameters(self, dtype: torch.dtype) -> dict[str, Tensor]:
+    def cast_parameters(
+        self, dtype: torch.dtype, parameters: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
         """Returns name -> parameter in `dtype`, for `call_with`; last layers stay in float32.
 
         Cast once per update and used by several forward passes; gradients flow to the originals.
+
+        Args:
+          dtype: of all but the last layers.
+          parameters: name -> tensor, in place of the module's own parameters, float32.
         """
         keep = {
             f"{name}.{leaf}"
@@ -137,7 +144,8 @@ class MultiHeadNetwork(nn.Module):
             if isinstance(module, OutputLinear)
             for leaf in ("weight", "bias")
         }
-        return {n: p if n in keep else p.to(dtype) for n, p in self.named_parameters()}
+        own = dict(self.named_parameters()) if parameters is None else parameters
+        return {n: p if n in keep else p.to(dtype) for n, p in own.items()}
 
     def cast_into(
         self, kept: dict[str, Tensor], dtype: torch.dtype, device: torch.device | None = None

@@ -119,7 +119,7 @@ class AtariRun:
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of trunk and branches; auto: bfloat16 where the hardware has it."""
     compile: bool = True
-    """Compile updates: on a CPU each as one graph, Adam included (half a minute at the start)."""
+    """Compile updates: on a CPU each as one graph, Adam included; costs time at the start."""
     cuda_graphs: bool = True
     """On a GPU, launch whole updates at once (CUDA graphs)."""
     steps_per_report: int = 2_000

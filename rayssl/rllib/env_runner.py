@@ -154,7 +154,7 @@ class AtariEnvRunner(EnvRunner, Checkpointable):
         name = "the choice of actions"
         if self._device.type == "cuda":
             return CudaGraph(self._best_actions, self.config.cuda_graphs, name)
-        if self.worker_index or not self.config.compile_learner or not self._params:
+        if self.worker_index or not self.config.compile_learner:
             return CudaGraph(self._best_actions, False, name)
         return CompiledGraph(self._best_actions_with, self._params, self._best_actions, name)
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from rayssl.augmentation import draw_shifts, shift
-from rayssl.compiled_graphs import CompiledGraph
+from rayssl.compiled_graphs import CompiledGraph, warn_uncompiled
 from rayssl.cuda_graphs import CudaGraph
 from rayssl.evaluation import load_trunk
 from rayssl.losses import (
@@ -103,6 +103,13 @@ class _Losses(NamedTuple):
     aux: Tensor | None
     td_errors: Tensor | None  # [B]
     figures: Tensor  # [F, 2], sum and count of each figure that is logged
+
+    @property
+    def results(self) -> tuple[Tensor, ...]:
+        """What an update returns of them: the figures and, with TD, the TD errors."""
+        if self.td_errors is None:
+            return (self.figures,)
+        return self.figures, self.td_errors.detach()
 
 
 @dataclass(frozen=True)
@@ -517,15 +524,13 @@ class AuxDQNLearner(TorchLearner):
     def _make_step(self, parts: _Parts) -> Callable[..., tuple[Tensor, ...]]:
         """Returns a gradient step as a function of tensors alone: the TD columns, then each task's.
 
-        It returns the figures that are logged and, with TD, the TD errors.
+        It returns `_Losses.results`.
         """
 
         def step(*inputs: Tensor) -> tuple[Tensor, ...]:
             losses = self._losses(*parts.split(inputs))
             self._descend(self._combined(losses), parts.loss_name)
-            if losses.td_errors is None:
-                return (losses.figures,)
-            return losses.figures, losses.td_errors.detach()
+            return losses.results
 
         return step
 
@@ -553,9 +558,7 @@ class AuxDQNLearner(TorchLearner):
                 betas=group["betas"],
                 eps=group["eps"],
             )
-            if losses.td_errors is None:
-                return (losses.figures,)
-            return losses.figures, losses.td_errors.detach()
+            return losses.results
 
         return step
 
@@ -844,12 +847,7 @@ class _Compiled:
         try:
             result = self._call(*args)
         except Exception as error:  # torch raises many kinds: no compiler, no headers, a bug
-            logger.warning(
-                "torch.compile failed (%s: %s); updates run uncompiled and slower. "
-                "Install a C++ compiler, or pass --no-compile to silence this.",
-                type(error).__name__,
-                str(error).splitlines()[0] if str(error) else "",
-            )
+            warn_uncompiled("the losses", error)
             self._call, self.compiled = self._plain, False
             result = self._plain(*args)
         self._proven = True
