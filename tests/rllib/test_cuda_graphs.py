@@ -270,7 +270,8 @@ def test_replayed_updates_are_those_made_kernel_by_kernel(
             **training,
         )  # fmt: skip
         stats = learn(learner, 2 * CALLS)
-        assert {step.captured for step in learner._steps.values()} == {graphs}
+        updates = {step.captured for kind, step in learner._steps.items() if kind[0] == "update"}
+        assert updates == {graphs}
         found.append((weights_of(learner), target_of(learner), stats))
     (weights, target, stats), (plain_weights, plain_target, plain_stats) = found
     assert not differing(weights, plain_weights)
