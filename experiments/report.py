@@ -5,7 +5,8 @@
     python experiments/report.py --update RESULTS.md
 
 Takes runs of atari.py, experiments of mnist.py, sweeps of any job and files of evaluate.py, mixed,
-or folders that hold them. Every number is read from the runs' own logs and settings. `--update`
+or folders that hold them. Every number is read from the runs' own logs and settings. Runs of one
+seed that differ in a setting, swept or not, stand beside one another at equal steps. `--update`
 makes the marked tables of a markdown file anew from the folders that they name.
 """
 

@@ -10,15 +10,13 @@ from rayssl.claims import Claim, Verdict, all_of, verdict
 from rayssl.intervals import Difference, difference
 from rayssl.presets import PRESETS
 from rayssl.results import (
-    AUX_SETTINGS,
-    CONTEXT_SETTINGS,
-    HOUSEKEEPING,
     PAPER_CODE,
     ArmKey,
     LeftOut,
     Pairs,
     Results,
     Run,
+    unnamed_settings,
 )
 from rayssl.training import ClassifierSettings
 
@@ -291,7 +289,10 @@ def make_studies(results: Results) -> list[Study]:
 
     Of two runs of one seed in one arm the first counts; the other is noted in `results.notes`.
     """
-    arms: dict[ArmKey, dict[int, Run]] = {key: {} for key in results.asked}
+    asked: dict[ArmKey, set[int]] = {}
+    for each in results.asked:
+        asked.setdefault(each.key, set()).add(each.seed)
+    arms: dict[ArmKey, dict[int, Run]] = {key: {} for key in asked}
     for run in results.runs:
         own = arms.setdefault(run.key, {})
         if run.seed in own:
@@ -303,10 +304,59 @@ def make_studies(results: Results) -> list[Study]:
     for key in arms:
         groups.setdefault((key.job, key.where, key.context), []).append(key)
     return [
-        _study(keys, arms, results)
+        _study(keys, arms, asked)
         for group, keys in sorted(groups.items(), key=lambda item: _order(item[0]))
         if any(arms[key] for key in keys)
     ]
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Arms that differ in other settings than the pretext task's, e.g. in the learning rate.
+
+    Attributes:
+      study: all of them at equal steps; the settings are part of the arms' names.
+      names: the settings.
+    """
+
+    study: Study
+    names: tuple[str, ...]
+
+    def base_of(self, arm: Arm) -> Arm | None:
+        """Returns the first arm with this one's pretext task; None: it is that one, or no score."""
+        same = [each for each in self.study.arms if self._task(each) == self._task(arm)]
+        return same[0] if same[0] is not arm and same[0].scores else None
+
+    def _task(self, arm: Arm) -> Pairs:
+        return tuple(pair for pair in arm.key.aux if pair[0] not in self.names)
+
+
+def make_contrasts(studies: Sequence[Study]) -> list[Contrast]:
+    """Returns the studies again whose settings have several values, those beside one another.
+
+    Studies belong together if they are of one job and one game or data set, under one protocol, and
+    their contexts name the same settings.
+    """
+    groups: dict[tuple[Any, ...], list[Study]] = {}
+    for study in studies:
+        context = dict(study.context)
+        kind = (study.job, study.where, context.get("protocol"), tuple(context))
+        groups.setdefault(kind, []).append(study)
+    return [_contrast(group) for group in groups.values() if len(group) > 1]
+
+
+def _contrast(studies: Sequence[Study]) -> Contrast:
+    shared = set(studies[0].context).intersection(*(study.context for study in studies))
+    names = tuple(name for name, value in studies[0].context if (name, value) not in shared)
+    arms: dict[ArmKey, dict[int, Run]] = {}
+    asked: dict[ArmKey, set[int]] = {}
+    for study in studies:
+        common = tuple(pair for pair in study.context if pair in shared)
+        own = tuple(pair for pair in study.context if pair not in shared)
+        for arm in study.arms:
+            key = arm.key._replace(context=common, aux=arm.key.aux + own)
+            arms[key], asked[key] = arm.runs, {*arm.runs, *arm.missing}
+    return Contrast(_study(list(arms), arms, asked), names)
 
 
 def seed_list(seeds: Iterable[int]) -> str:
@@ -427,13 +477,15 @@ def _order(group: tuple[str, str, Pairs]) -> tuple[Any, ...]:
     return job, games.index(where) if where in games else len(games), where, place, str(context)
 
 
-def _study(keys: list[ArmKey], arms: dict[ArmKey, dict[int, Run]], results: Results) -> Study:
+def _study(
+    keys: list[ArmKey], arms: dict[ArmKey, dict[int, Run]], asked: dict[ArmKey, set[int]]
+) -> Study:
     keys = sorted(keys, key=lambda k: (not k.is_plain, k.task != "none", k.task, k.weight, k.name))
     runs = [run for key in keys for run in arms[key].values()]
     reading = reading_of(runs)
     unit = UNIT.get(runs[0].x, runs[0].x)
     first = keys[0]
-    made = tuple(_arm(key, arms[key], results.asked.get(key, set()), reading, unit) for key in keys)
+    made = tuple(_arm(key, arms[key], asked.get(key, set()), reading, unit) for key in keys)
     return Study(
         job=first.job,
         where=first.where,
@@ -470,12 +522,9 @@ def _differing(groups: list[list[Run]]) -> list[str]:
     """Settings, beside those that name arms, whose values differ between groups of runs."""
     if not groups:
         return []
-    job = groups[0][0].key.job
-    ignored = HOUSEKEEPING | {*AUX_SETTINGS.get(job, ()), *CONTEXT_SETTINGS.get(job, ())}
-    ignored |= {"aux_task", "aux_weight", "init_from", "freeze_trunk"} | set(
-        dict(groups[0][0].key.context)
-    )
-    names = sorted({n for group in groups for run in group for n in run.settings} - ignored)
+    key = groups[0][0].key
+    every_run = [run for group in groups for run in group]
+    names = sorted(set().union(*(unnamed_settings(key, run.settings) for run in every_run)))
     found = []
     for name in names:
         values = [sorted({str(run.settings.get(name)) for run in group}) for group in groups]

@@ -32,6 +32,7 @@ USUAL: Final = {
     "aux_every": 1, "schedule": "alternate", "pretrain_updates": 0, "optimizers": "shared",
     "aux_copies": None, "aux_combine": "cycle", "aux_samples": "usable",
 }  # fmt: skip
+AUX_NAMES: Final = {"aux_task", "aux_weight", "init_from", "freeze_trunk", *USUAL}
 # Where and how a run was computed, not what: two runs of an arm may differ in these.
 HOUSEKEEPING: Final = {
     "seed", "seeds", "name", "results_dir", "resume", "address", "num_workers", "num_learners",
@@ -40,12 +41,19 @@ HOUSEKEEPING: Final = {
     "evaluation_games", "preset", "game",
     "dataset", "trial", "restore_from",
 }  # fmt: skip
+LENGTHS: Final = {"steps", "epochs"}  # runs of several lengths are compared where all have come
 PAPER_CODE: Final = "paper-code"  # preset of games, and the protocol that it stands for
 SWEEP, TRIALS, SETTINGS = "sweep.json", "trials.csv", "settings.json"
 LAYOUT_VERSION = 1  # of docs/results.md
 
 Settings = Mapping[str, Any]
 Pairs = tuple[tuple[str, Any], ...]
+
+
+def in_words(pair: tuple[str, Any]) -> str:
+    """Returns a setting with its value: `compute-dtype float32`."""
+    name, value = pair
+    return f"{name.replace('_', '-')} {value}"
 
 
 class ArmKey(NamedTuple):
@@ -56,7 +64,8 @@ class ArmKey(NamedTuple):
       where: the game or data set.
       context: settings that arms must share to be compared, e.g. network or protocol; of games,
         the preset `paper-code` is a protocol, any other is none.
-      aux: the pretext task, its weight and its schedule.
+      aux: the pretext task, its weight and its schedule; in a contrast (rayssl.comparison) also the
+        settings whose values are set beside one another.
     """
 
     job: str
@@ -91,8 +100,9 @@ class ArmKey(NamedTuple):
         values = dict(self.aux)
         frozen = "frozen " if "freeze_trunk" in values else ""
         start = [f"{frozen}trunk from {values['init_from']}"] if self.is_pretrained else []
+        more = [in_words(pair) for pair in self.aux if pair[0] not in AUX_NAMES]
         if self.task == "none":
-            return ", ".join(["none", *start])
+            return ", ".join(["none", *start, *more])
         several = isinstance(values["aux_weight"], str)
         words = [
             self.task,
@@ -105,12 +115,12 @@ class ArmKey(NamedTuple):
         for key, word in short.items():
             if key in values and values[key] != USUAL[key]:
                 words.append(f"{word} {values[key]}".strip())
-        return ", ".join(words)
+        return ", ".join([*words, *more])
 
     @property
     def setting(self) -> str:
         """The context in words: `protocol strict`."""
-        return ", ".join(f"{key.replace('_', '-')} {value}" for key, value in self.context)
+        return ", ".join(map(in_words, self.context))
 
 
 @dataclass(frozen=True)
@@ -223,19 +233,27 @@ class LeftOut(NamedTuple):
     why: str
 
 
+class Asked(NamedTuple):
+    """A training that a sweep's or an experiment's settings ask for."""
+
+    key: ArmKey
+    seed: int
+    settings: Settings
+
+
 @dataclass
 class Results:
     """Everything that some folders hold.
 
     Attributes:
       runs: in the order of the folders.
-      asked: arm -> seeds that a sweep's or an experiment's settings ask for.
+      asked: trainings that sweeps and experiments were to make, whether they ran or not.
       evaluations, probes, left_out: see there.
       notes: what a reader should know of single trials (failed, ended early).
     """
 
     runs: list[Run] = field(default_factory=list)
-    asked: dict[ArmKey, set[int]] = field(default_factory=dict)
+    asked: list[Asked] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
     probes: list[Probe] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
@@ -251,7 +269,8 @@ def read_results(paths: Iterable[str | Path]) -> Results:
     """Returns what these folders and evaluation files hold.
 
     A folder may be a run, an experiment of mnist.py, a sweep, or hold any of them at any depth.
-    What cannot be read is listed with its reason; nothing is raised for it.
+    What cannot be read is listed with its reason; nothing is raised for it. Trainings of one arm
+    and seed that differ in a setting are told apart by it, as those of a sweep over it are.
     """
     found = Results()
     seen: set[Path] = set()
@@ -263,7 +282,40 @@ def read_results(paths: Iterable[str | Path]) -> Results:
         elif not (_read_folder(path, found, seen) | _read_evaluations_below(path, found, seen)):
             why = "holds no progress.csv, epochs.jsonl, sweep.json or *evaluation*.json"
             found.left_out.append(LeftOut(str(path), why))
+    _tell_apart(found)
     return found
+
+
+def unnamed_settings(key: ArmKey, settings: Settings) -> set[str]:
+    """Returns the settings of what was trained that an arm's name and context do not tell."""
+    told = {*AUX_SETTINGS.get(key.job, ()), *CONTEXT_SETTINGS.get(key.job, ()), *AUX_NAMES}
+    told |= {*dict(key.context), *dict(key.aux)}
+    return set(settings) - told - HOUSEKEEPING
+
+
+def _tell_apart(found: Results) -> None:
+    """Puts settings in which two runs of one arm and seed differ into the context of their kind.
+
+    All arms of the game or data set get them, so that arms with equal values go on being compared.
+    A longer run is no other arm.
+    """
+    runs: dict[tuple[ArmKey, int], list[Run]] = {}
+    for run in found.runs:
+        runs.setdefault((run.key, run.seed), []).append(run)
+    names: dict[tuple[str, str, Pairs], set[str]] = {}
+    for (key, _), twins in runs.items():
+        first = twins[0].settings
+        for name in unnamed_settings(key, first) - LENGTHS:
+            if any(name in run.settings and run.settings[name] != first[name] for run in twins):
+                names.setdefault(key[:3], set()).add(name)
+
+    def told(key: ArmKey, settings: Settings) -> ArmKey:
+        more = sorted(names.get(key[:3], ()))
+        added = tuple((name, _plain(settings.get(name))) for name in more)
+        return key._replace(context=key.context + added)
+
+    found.runs = [dataclasses.replace(r, key=told(r.key, r.settings)) for r in found.runs]
+    found.asked = [each._replace(key=told(each.key, each.settings)) for each in found.asked]
 
 
 def arm_key(job: str, settings: Settings, varied: Iterable[str] = ()) -> ArmKey:
@@ -423,7 +475,8 @@ def _read_classifiers(folder: Path, found: Results, varied: Sequence[str] = ()) 
     single = {k: v for k, v in settings.items() if not isinstance(v, list)}  # of every trial
     if isinstance(settings.get("protocol"), list):
         for each in _asked_of_mnist(settings):
-            found.asked.setdefault(arm_key("mnist", each | dataset), set()).add(each["seed"])
+            asked = single | each | dataset
+            found.asked.append(Asked(arm_key("mnist", asked), each["seed"], asked))
     names = [field.name for field in dataclasses.fields(ClassifierSettings)]
     trials: dict[str, list[dict[str, Any]]] = {}
     for row in read_epochs(folder):
@@ -485,7 +538,7 @@ def _read_sweep(folder: Path, found: Results) -> None:
         row = told.get(name, {})
         own = folder / str(row.get("folder") or name)
         key = arm_key(job, settings, varied)
-        found.asked.setdefault(key, set()).add(int(settings["seed"]))
+        found.asked.append(Asked(key, int(settings["seed"]), settings))
         status = str(row.get("status", ""))
         if status in ("failed", "lost", "stopped"):
             why = str(row.get("error") or "ended early by the scheduler")

@@ -8,7 +8,7 @@ import numpy as np
 from rayssl import classification_report as classes
 from rayssl import tables
 from rayssl.claims import NOT_WORSE_MARGIN
-from rayssl.comparison import EVALUATED, Arm, Study, make_studies
+from rayssl.comparison import EVALUATED, Arm, Study, make_contrasts, make_studies
 from rayssl.figures import (
     NAME_WIDTH,
     Line,
@@ -67,6 +67,7 @@ def make_page(results: Results, *, command: str, above: float) -> Page:
     sections = [
         _claims(studies),
         _learning(results, studies, looks, above),
+        _contrasts(studies),
         _weights(studies),
         _aggregates(studies, looks),
         _paper_tables(results, studies),
@@ -339,6 +340,33 @@ def _classifier_pictures(
             "On transformed test images (validation images under strict). " + _curve_note(BAND),
         ))  # fmt: skip
     return blocks
+
+
+def _contrasts(studies: Sequence[Study]) -> Section | None:
+    """Other settings than the pretext task's that have several values, on top of one another."""
+    contrasts = make_contrasts(studies)
+    if not contrasts:
+        return None
+    blocks: list[Table | Picture] = []
+    shown = [each.study for each in contrasts if each.study.job == "atari"][:MAX_STUDIES]
+    if shown:
+        names = [arm.key.name for study in shown for arm in shown_arms(study)]
+        panels = [
+            Panel(_title(study), "agent steps", study.drawn[1], _lines(study, study.drawn[0]))
+            for study in shown
+        ]
+        blocks.append(Picture(
+            "settings", "Learning curves of other settings",
+            draw_panels(panels, arm_colours(names, [])), _curve_note(BAND),
+        ))  # fmt: skip
+    for each in contrasts:
+        study, words = each.study, " and ".join(name.replace("_", "-") for name in each.names)
+        note = (
+            f"Compared at {study.size}. Difference to the arm that stands beside it, of the same "
+            f"pretext task: the first value of {words} here. {_measure_note(study)}"
+        )
+        blocks.append(Table(f"{study.name}: {words}", tables.contrast_rows(each), note))
+    return Section("Other settings beside one another", (), blocks)
 
 
 def _weights(studies: Sequence[Study]) -> Section | None:

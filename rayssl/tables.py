@@ -8,9 +8,24 @@ import numpy as np
 
 from rayssl import classification_report as classes
 from rayssl.claims import CLAIMS
-from rayssl.comparison import EVALUATED, PERCENT_JOBS, Arm, Finding, Study, judge, seed_list
+from rayssl.comparison import (
+    EVALUATED,
+    PERCENT_JOBS,
+    Arm,
+    Contrast,
+    Finding,
+    Study,
+    judge,
+    seed_list,
+)
 from rayssl.deepfake import TABLE_III
-from rayssl.intervals import Difference, Interval, interquartile_mean, probability_of_improvement
+from rayssl.intervals import (
+    Difference,
+    Interval,
+    difference,
+    interquartile_mean,
+    probability_of_improvement,
+)
 from rayssl.metrics import (
     HUMAN_AND_RANDOM,
     TABLE_I,
@@ -75,6 +90,26 @@ def arm_rows(study: Study) -> list[Row]:
         known = [value for value in accuracy if value is not None]
         row["aux accuracy"] = f"{np.mean(known):.3f}" if known else None
         rows.append(row)
+    return rows
+
+
+def contrast_rows(contrast: Contrast) -> list[Row]:
+    """Returns a contrast's arms with score, interval, and difference to the first of their task."""
+    rows = []
+    for arm in contrast.study.arms:
+        found = score_interval(arm.scores.values())
+        base = contrast.base_of(arm)
+        gap = difference(arm.scores, base.scores) if base and arm.scores else None
+        rows.append({
+            "arm": arm.key.name,
+            "seeds": seed_list(arm.scores) or "none",
+            "mean": None if math.isnan(found.value) else number(found.value),
+            "95% interval": span(found.low, found.high),
+            "beside": base.key.name if base else None,
+            "difference": number(gap.mean, sign=True) if gap else None,
+            "interval of the difference": span(gap.low, gap.high, sign=True) if gap else None,
+            "compared": _how(gap),
+        })  # fmt: skip
     return rows
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from experiments import report
 from rayssl.claims import CLAIMS
-from rayssl.comparison import judge, make_studies, paper_code_score, seed_list
+from rayssl.comparison import judge, make_contrasts, make_studies, paper_code_score, seed_list
 from rayssl.figures import Line, Panel, arm_colours, draw_panels
 from rayssl.jobs import find_job
 from rayssl.page import Picture, Table
@@ -27,6 +28,7 @@ from rayssl.tables import (
     arm_rows,
     claim_findings,
     claim_rows,
+    contrast_rows,
     game_rows,
     make_suites,
     table_3,
@@ -437,6 +439,98 @@ def test_setting_that_a_sweep_varied_parts_what_is_compared() -> None:
     key = arm_key("mnist", usual, ["aux_weight", "lr", "seed"])
     assert key == ArmKey("mnist", "mnist", (("protocol", "strict"), ("lr", 0.5)),
                          (("aux_task", "none"),))  # fmt: skip
+
+
+def test_runs_of_one_seed_that_differ_in_a_setting_stand_beside_one_another(tmp_path: Path) -> None:
+    for seed, (slow, fast) in enumerate([(1.0, 4.0), (2.0, 5.0), (3.0, 7.0)]):
+        for lr, score in ((1e-4, slow), (1e-3, fast)):
+            folder = tmp_path / f"{lr}-{seed}"
+            write_game(folder, {1_000: -21.0, 2_000: score}, lr=lr, seed=seed)
+    # As a sweep over lr does it: arms of one value are compared with the plain one of that value.
+    write_game(tmp_path / "r", {1_000: -21.0, 2_000: 0.5}, lr=1e-4, seed=0, aux_task="rotation")
+    found = read_results([tmp_path])
+    assert found.notes == []
+    studies = make_studies(found)
+    names = [(study.name, [arm.key.name for arm in study.arms]) for study in studies]
+    assert names == [
+        ("Pong, network nature, lr 0.0001", ["none", "rotation, weight 1"]),
+        ("Pong, network nature, lr 0.001", ["none"]),
+    ]
+    gain = studies[0].gain(studies[0].arms[1])
+    assert gain is not None
+    assert (gain.mean, gain.num_seeds) == (-0.5, 1)
+    (contrast,) = make_contrasts(studies)
+    assert contrast.names == ("lr",)
+    rows = [list(row.values()) for row in contrast_rows(contrast)]
+    # 3, 3, 4: mean 10/3, deviation 0.577, t(2) 4.3027: +- 1.434
+    assert [(row[0], row[4:]) for row in rows] == [
+        ("none, lr 0.0001", [None, None, None, None]),
+        ("none, lr 0.001", ["none, lr 0.0001", "+3.33", "+1.90 to +4.77", "3 pairs"]),
+        ("rotation, weight 1, lr 0.0001", [None, None, None, None]),
+    ]
+
+
+def test_values_of_a_setting_are_compared_at_equal_steps(tmp_path: Path) -> None:
+    write_game(tmp_path / "a", {1_000: -20.0, 2_000: 9.0}, lr=1e-4, steps=9_000)
+    write_game(tmp_path / "b", {1_000: -15.0}, lr=1e-3, steps=9_000)
+    (contrast,) = make_contrasts(make_studies(read_results([tmp_path])))
+    assert contrast.study.budget == 1_000
+    assert [row["mean"] for row in contrast_rows(contrast)] == ["-20.00", "-15.00"]
+
+
+def test_longer_run_of_a_seed_is_no_arm_of_its_own(tmp_path: Path) -> None:
+    write_game(tmp_path / "a", {1_000: -20.0})
+    write_game(tmp_path / "b", {2_000: -15.0}, num_workers=4, compile=False)
+    found = read_results([tmp_path])
+    (study,) = make_studies(found)
+    assert study.arms[0].scores == {0: -20.0}
+    assert [note.why for note in found.notes] == [
+        f"a second run of seed 0; {tmp_path / 'a'} counts"
+    ]
+    assert make_contrasts([study]) == []
+
+
+def test_setting_that_an_older_log_does_not_name_is_its_default(tmp_path: Path) -> None:
+    write_game(tmp_path / "a", {1_000: -20.0})
+    write_game(tmp_path / "b", {1_000: -15.0}, augment="none")
+    (study,) = make_studies(read_results([tmp_path]))
+    assert study.name == "Pong, network nature"
+
+
+def test_protocols_are_not_set_beside_one_another(tmp_path: Path) -> None:
+    write_game(tmp_path / "a", {1_000: -20.0})
+    write_game(tmp_path / "b", {1_000: -15.0}, preset="paper-code", network="paper-code")
+    studies = make_studies(read_results([tmp_path]))
+    assert len(studies) == 2
+    assert make_contrasts(studies) == []
+
+
+def test_seed_that_a_sweep_is_missing_stays_with_its_own_value(sweep: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(sweep, other)
+    for path in [other / "sweep.json", *other.glob("*/settings.json")]:
+        path.write_text(path.read_text().replace('"lr": 1.0', '"lr": 0.5'))
+    shutil.rmtree(other / "w1-s0")  # before anything was written
+    studies = make_studies(read_results([sweep, other]))
+    assert [(study.name, [arm.missing for arm in study.arms]) for study in studies] == [
+        ("mnist, protocol paper, lr 0.5", [(), (2,), (0, 2)]),
+        ("mnist, protocol paper, lr 1.0", [(), (2,), (2,)]),
+    ]
+
+
+def test_page_shows_the_curves_of_several_values_in_one_panel(tmp_path: Path) -> None:
+    for dtype in ("float32", "auto"):
+        write_game(tmp_path / dtype, {1_000: -20.0, 2_000: 9.0}, compute_dtype=dtype)
+    page = make_page(read_results([tmp_path]), command="report", above=-5)
+    (section,) = [each for each in page.sections if each.title.startswith("Other settings")]
+    picture, table = section.blocks
+    assert isinstance(picture, Picture)
+    assert isinstance(table, Table)
+    (axis,) = picture.figure.axes
+    assert {text.get_text().replace("\n", " ") for text in axis.texts} == {
+        "none, compute-dtype auto", "none, compute-dtype float32",
+    }  # fmt: skip
+    assert table.title == "Pong, network nature: compute-dtype"
 
 
 def test_figures_show_the_plain_arm_weight_1_and_the_best_of_many(tmp_path: Path) -> None:
