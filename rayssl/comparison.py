@@ -29,6 +29,8 @@ PAPER_BUDGET: Final = {
     "atari": int(PRESETS["paper-code"]["steps"].value),
     "mnist": ClassifierSettings.epochs,
 }
+TRAINING_SCORE: Final = "training score (last 100 whole games, exploration on)"
+CURVE: Final = 3  # evaluations that make a learning curve; of fewer, only tables tell
 UNIT: Final = {"env_steps": "steps", "epoch": "epochs"}
 PERCENT_JOBS: Final = ("mnist",)  # whose score is an accuracy in per cent
 
@@ -197,7 +199,7 @@ class Study:
         if self.job == "atari":
             if self.column == EVALUATED:
                 return "score (mean of an evaluation's whole games)"
-            return "training score (last 100 whole games, exploration on)"
+            return TRAINING_SCORE
         return "test accuracy (%)" if self.job in PERCENT_JOBS else "reported value"
 
     @property
@@ -269,9 +271,15 @@ class Study:
 
     @property
     def drawn(self) -> tuple[str, str]:
-        """Column of a game's logs that learning curves show, and what it is: as it is judged."""
+        """Column of a game's logs that learning curves show, and what it is.
+
+        As it is judged; the training score where a run has fewer evaluations than make a curve.
+        """
         if self.judged_by_lives:
             return LIVES, "training score (last 100 lives, rewards clipped)"
+        runs = [run for arm in self.arms for run in arm.runs.values()]
+        if self.column == EVALUATED and min(len(run.curve(EVALUATED)) for run in runs) < CURVE:
+            return SCORE, TRAINING_SCORE
         return self.column, self.measure
 
     def judged_gain(self, arm: Arm, scale: float) -> Difference | None:

@@ -8,7 +8,7 @@ import numpy as np
 from rayssl import classification_report as classes
 from rayssl import tables
 from rayssl.claims import NOT_WORSE_MARGIN
-from rayssl.comparison import EVALUATED, Arm, Study, make_contrasts, make_studies
+from rayssl.comparison import CURVE, EVALUATED, Arm, Study, make_contrasts, make_studies
 from rayssl.figures import (
     NAME_WIDTH,
     Line,
@@ -299,7 +299,8 @@ def _game_pictures(
     blocks: list[Table | Picture] = [Picture(
         "curves", "Learning curves (Figure 10)", draw_panels(scores, looks),
         "Score against agent steps (4 frames each); whole games, unclipped: of evaluations where "
-        "all runs have one at the same step, else of training. " + lives + _curve_note(BAND),
+        f"all runs have {CURVE} or more and share a step, else of training. " + lives
+        + _curve_note(BAND),
     )]  # fmt: skip
     if any(line.curves or line.others for panel in reasons for line in panel.lines):
         blocks.append(Picture(

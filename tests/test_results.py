@@ -571,6 +571,19 @@ def test_games_are_compared_by_their_evaluations_where_every_run_has_one(tmp_pat
     assert study.was_evaluated_apart
 
 
+@pytest.mark.parametrize(("points", "column"), [(2, "score_mean_100"),
+                                               (3, "evaluation_score_mean")])  # fmt: skip
+def test_learning_curves_are_of_evaluations_where_those_make_a_curve(
+    points: int, column: str, tmp_path: Path
+) -> None:
+    training = dict.fromkeys(range(1_000, 5_000, 1_000), -20.0)
+    for seed, evaluated in enumerate((list(training)[-points:], training)):
+        write_game(tmp_path / str(seed), training, dict.fromkeys(evaluated, -11.5), seed=seed)
+    (study,) = make_studies(read_results([tmp_path]))
+    assert dict(study.arms[0].scores) == {0: -11.5, 1: -11.5}, "compared by evaluations anyway"
+    assert study.drawn[0] == column
+
+
 def test_evaluations_at_unequal_steps_are_never_compared(tmp_path: Path) -> None:
     # All runs are on one curve, a point for 10,000 steps: whatever differs is read elsewhere.
     for task, steps, every in (("none", 100_000, 50_000), ("rotation", 120_000, 40_000)):
