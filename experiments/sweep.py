@@ -403,7 +403,10 @@ def describe(sweep: Sweep) -> str:
             "never the baseline"
         )
     if run.scheduler == "pbt":
-        lines.append(f"PBT changes {', '.join(axes)} every {pbt_interval(most):,} {job.unit}")
+        changed = [
+            name for name, axis in axes.items() if isinstance(axis, LogRange) or len(axis) > 1
+        ]
+        lines.append(f"PBT changes {', '.join(changed)} every {pbt_interval(most):,} {job.unit}")
     if run.search == "optuna" or run.scheduler != "none":
         lines.append(f"judged by {job.judged_by}")
     return "\n".join(lines)

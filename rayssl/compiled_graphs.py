@@ -74,8 +74,7 @@ class CompiledGraph:
         tensors: list[Any] = [*self._state.values(), *inputs]
         try:
             with torch.no_grad():
-                trace = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)
-                graph = trace(*tensors)
+                graph = make_fx(flat, tracing_mode="fake")(*tensors)
                 compiled: Callable[..., Any] = torch._inductor.compile(graph, tensors)
         except Exception as error:  # torch raises many kinds: no compiler, no headers, a bug
             self._refused = True
@@ -88,7 +87,7 @@ def warn_uncompiled(name: str, error: Exception) -> None:
     """Warns that what has this name could not be compiled, why, and what to do about it."""
     logger.warning(
         "Compiling %s failed (%s: %s); it runs uncompiled and slower. "
-        "Install a C++ compiler, or pass --no-compile to silence this.",
+        "If there is no C++ compiler, install one; --no-compile silences this.",
         name,
         type(error).__name__,
         str(error).splitlines()[0] if str(error) else "",

@@ -145,8 +145,8 @@ _DRQ = "Agarwal et al. 2021: DrQ(eps), dopamine labs/atari_100k/configs/DrQ_eps.
 # Runs whose scores speak for the values together; each value by itself has no rival on file.
 _OURS = (
     "ours, not compared with others: plain DQN, seed 0, scores in Pong 17.2 after 260,096 steps "
-    "(results/pong-first), on GPUs -2.3 after 204,800 (results/pong-gpu-long) and 17.6 after 200,704 "
-    "(results/paper-gpu-second), 7.5, 13.7 and 18.3 after 301,056, 401,408 and 450,560 "
+    "(results/pong-first), on GPUs -2.3 after 204,800 (results/pong-gpu-long) and 17.6 after "
+    "200,704 (results/paper-gpu-second), 7.5, 13.7 and 18.3 after 301,056, 401,408 and 450,560 "
     "(results/pong-cpu-long); in Breakout 10.5 (results/paper-breakout-second) and, seeds 0 to 2, "
     "10.9, 9.1 and 9.6 (results/paper-gpu-second) after 200,704"
 )

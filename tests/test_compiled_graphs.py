@@ -68,5 +68,5 @@ def test_without_a_compiler_it_runs_plainly_after_one_warning_and_makes_no_step_
     assert state["steps"] == 2
     assert [record.message for record in caplog.records] == [
         "Compiling update td failed (RuntimeError: g++: not found); it runs uncompiled and slower. "
-        "Install a C++ compiler, or pass --no-compile to silence this."
+        "If there is no C++ compiler, install one; --no-compile silences this."
     ]

@@ -392,6 +392,15 @@ def test_optuna_goes_on_after_a_stop_with_what_it_has_learned(
     assert {row["status"] for row in rows} <= {"finished", "stopped"}
 
 
+def test_dry_run_of_a_population_names_what_it_changes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*DIGITS, "--aux-task", "rotation", "--aux-weight", "log:0.1:2", "--epochs", "2"]
+    words += ["--search", "random", "--samples", "2", "--scheduler", "pbt", "--dry-run"]
+    sweep.main([*words, "--results-dir", str(tmp_path)])
+    assert "PBT changes aux_weight every" in capsys.readouterr().out
+
+
 @pytest.mark.long
 def test_population_copies_and_changes_what_goes_on(tmp_path: Path, quiet_signals: None) -> None:
     words = [*DIGITS, "--epochs", "2", "--aux-weight", "log:0.1:2", "--lr", "log:0.001:1"]

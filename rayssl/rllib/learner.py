@@ -595,7 +595,8 @@ class AuxDQNLearner(TorchLearner):
             if name.startswith("target.")
         }
         calls = _Calls(self._module[DEFAULT_MODULE_ID], self._losses)
-        bound = {name: state[name] for name, _ in calls.named_parameters() if name in state}
+        own = (*calls.named_parameters(), *calls.named_buffers())
+        bound = {name: state[name] for name, _ in own if name in state}
         found: _Losses = functional_call(calls, bound, (*given, target))
         return found
 
@@ -611,12 +612,13 @@ class AuxDQNLearner(TorchLearner):
         return [names[param] for param in params]
 
     def _state_of(self, adam: torch.optim.Optimizer) -> Params:
-        """All tensors that updates read and change: parameters of all networks, Adam's states.
+        """All tensors that updates read and change: of all networks, and Adam's states.
 
         Those of Adam that are not there yet are made, as its first step would make them.
         """
         module = self._module[DEFAULT_MODULE_ID]
         state = {f"module.{name}": param for name, param in module.named_parameters()}
+        state |= {f"module.{name}": buffer for name, buffer in module.named_buffers()}
         state |= {f"target.{name}": tensor for name, tensor in self._target_params.items()}
         params = [param for group in adam.param_groups for param in group["params"]]
         for name, param in zip(self._names_of(params), params, strict=True):
@@ -752,6 +754,7 @@ class AuxDQNLearner(TorchLearner):
 
     def set_state(self, state: StateDict) -> None:
         """Restores what `get_state` returned."""
+        self._weights_seq_no = 0  # else RLlib leaves the weights out of an older state
         super().set_state(state)
         if "rayssl" in state:
             own = state["rayssl"]
@@ -776,17 +779,26 @@ class AuxDQNLearner(TorchLearner):
     def _set_optimizer_state(self, state: StateDict) -> None:
         """Restores Adam's moments, each laid out in memory as its parameter is.
 
+        Learning rate, betas and epsilon stay this learner's own: a resumed run may have others.
+
         Fused Adam walks both side by side without a look at strides, and channels-last arrays come
         out of pickle protocol 4 in another layout: moments would go to other weights, silently.
         """
+        own = {
+            name: [
+                {key: group[key] for key in ("lr", "betas", "eps")} for group in adam.param_groups
+            ]
+            for name, adam in self._named_optimizers.items()
+        }
         super()._set_optimizer_state(state)
-        for adam in self._named_optimizers.values():
-            for group in adam.param_groups:
+        for name, adam in self._named_optimizers.items():
+            for group, kept in zip(adam.param_groups, own[name], strict=True):
+                group |= kept
                 group["capturable"] = self._replays_graphs  # not that of the device it was saved on
             for param, values in adam.state.items():
-                for name, value in values.items():
+                for key, value in values.items():
                     if value.shape == param.shape:
-                        values[name] = torch.empty_like(param).copy_(value)
+                        values[key] = torch.empty_like(param).copy_(value)
 
 
 _COUNTERS = ("_slot", "_turn", "_td_updates", "_aux_updates", "_since_target_sync")

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from ray.rllib.core import DEFAULT_MODULE_ID
-from torch import Tensor
+from torch import Tensor, nn
 
 from rayssl.augmentation import draw_shifts, shift
 from rayssl.rllib.aux_tasks import make_aux_tasks, sequence_columns
 from rayssl.rllib.learner import AuxDQNLearner
 from rayssl.tasks import available_tasks
+from rayssl.tasks.inverse import InverseHead
 from tests.rllib.test_learner import (
     ACTIONS,
     ROWS,
@@ -335,3 +336,26 @@ def test_compiled_losses_agree_with_plain_ones(task: str) -> None:
         torch.tensor(second["stats"]["aux_loss"]), torch.tensor(first["stats"]["aux_loss"]),
         rtol=1e-3, atol=1e-4,
     )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_running_statistics_of_a_head_are_the_same_compiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    build = InverseHead.__init__
+
+    def with_statistics(self: InverseHead, features: int, *args: Any) -> None:
+        build(self, features, *args)
+        self.norm = nn.BatchNorm1d(features, affine=False)
+
+    monkeypatch.setattr(InverseHead, "__init__", with_statistics)
+    auxiliary = {"task": "inverse", "schedule": "joint"}
+    learners = [make_learner(auxiliary, compile_learner=each) for each in (True, False)]
+    for learner in learners:
+        for seed in range(3):
+            found = learner.update(to_rllib(columns(ROWS, seed)), num_updates=1)
+            assert found["compiled"] is learner.config.compile_learner
+    compiled, plain = (dict(each._module[DEFAULT_MODULE_ID].named_buffers()) for each in learners)
+    assert compiled.keys() == plain.keys() != set()
+    for name, expected in plain.items():
+        torch.testing.assert_close(compiled[name], expected, rtol=1e-3, atol=1e-5)

@@ -527,6 +527,40 @@ def test_resumed_learner_makes_bit_equal_next_updates(
     np.testing.assert_array_equal(first["td_errors"], second["td_errors"])
 
 
+def test_resumed_learner_has_the_learning_rate_and_epsilon_that_it_was_given() -> None:
+    learner = make_learner(lr=1e-3, adam_epsilon=1e-5)
+    update(learner)
+    state = pickle.dumps(learner.get_state())
+    resumed = make_learner(lr=1e-4, adam_epsilon=1e-3)
+    resumed.set_state(pickle.loads(state))
+    for adam in resumed._named_optimizers.values():
+        assert [(group["lr"], group["eps"]) for group in adam.param_groups] == [(1e-4, 1e-3)]
+        steps = {float(each["step"]) for each in adam.state.values()}
+        assert steps == {1.0, 2.0}, "the moments go on: of the heads 1, of the trunk 2"
+
+
+def test_resumed_learner_with_two_optimizers_weighs_the_aux_loss_as_it_was_told() -> None:
+    learner = make_learner({"optimizers": "separate", "weight": 1.0})
+    update(learner)
+    state, found = pickle.dumps(learner.get_state()), []
+    for weight in (1.0, 0.01):
+        resumed = make_learner({"optimizers": "separate", "weight": weight})
+        resumed.set_state(pickle.loads(state))
+        update(resumed, seed=1)
+        found.append(weights_of(resumed))
+    assert not bit_equal(*found)
+
+
+def test_older_state_takes_the_weights_back_too() -> None:
+    learner = make_learner()
+    update(learner, seed=1)
+    older, weights = pickle.dumps(learner.get_state()), weights_of(learner)
+    update(learner, num_updates=2, seed=2)
+    assert not bit_equal(weights_of(learner), weights)
+    learner.set_state(pickle.loads(older))
+    assert bit_equal(weights_of(learner), weights)
+
+
 def test_same_seed_gives_same_updates_and_another_seed_others() -> None:
     stats = []
     for seed in (0, 0, 1):
