@@ -35,7 +35,6 @@ from rayssl.rllib.start import ray_address, start_ray, with_starts
 from rayssl.rllib.stopping import stop_on_signals
 from rayssl.sweeps.axes import (
     Axes,
-    LogRange,
     Trial,
     base_settings,
     baselines,
@@ -44,6 +43,7 @@ from rayssl.sweeps.axes import (
     grid_points,
     parse_axis,
     settable,
+    several,
     trials_of_points,
     varied,
 )
@@ -236,9 +236,9 @@ def check_options(run: SweepRun, job: Job, axes: Axes) -> None:
     check_name(run.name)
     if run.samples is not None and run.search == "grid":
         raise ValueError("--samples counts what --search random or optuna draws; a grid is whole.")
-    several = {k: a for k, a in axes.items() if isinstance(a, LogRange) or len(a) > 1}
+    changing = several(axes)
     if run.search == "optuna":
-        if not several:
+        if not changing:
             raise ValueError(
                 "--search optuna needs a setting with several values or a range, e.g. "
                 "--aux-weight log:0.01:3."
@@ -250,7 +250,7 @@ def check_options(run: SweepRun, job: Job, axes: Axes) -> None:
                 "--search optuna needs the package optuna: pip install 'rayssl[sweep]'."
             ) from None
     if run.scheduler == "pbt":
-        _check_pbt(run, job, several)
+        _check_pbt(run, job, changing)
     for tracker in run.log:
         check_tracker(tracker)
 
@@ -403,10 +403,8 @@ def describe(sweep: Sweep) -> str:
             "never the baseline"
         )
     if run.scheduler == "pbt":
-        changed = [
-            name for name, axis in axes.items() if isinstance(axis, LogRange) or len(axis) > 1
-        ]
-        lines.append(f"PBT changes {', '.join(changed)} every {pbt_interval(most):,} {job.unit}")
+        changes = ", ".join(several(axes))
+        lines.append(f"PBT changes {changes} every {pbt_interval(most):,} {job.unit}")
     if run.search == "optuna" or run.scheduler != "none":
         lines.append(f"judged by {job.judged_by}")
     return "\n".join(lines)

@@ -227,13 +227,14 @@ def settings_to_json(settings: Any) -> dict[str, Any]:
     return values
 
 
+def several(axes: Axes) -> Axes:
+    """Returns the axes with more than one value."""
+    return {k: axis for k, axis in axes.items() if isinstance(axis, LogRange) or len(axis) > 1}
+
+
 def varied(axes: Axes) -> list[str]:
     """Returns the settings with more than one value, without those that every table has."""
-    return [
-        name
-        for name, axis in axes.items()
-        if (isinstance(axis, LogRange) or len(axis) > 1) and name not in ("aux_task", "aux_weight")
-    ]
+    return [name for name in several(axes) if name not in ("aux_task", "aux_weight")]
 
 
 def _lists(axes: Iterable[Axis]) -> list[tuple[Any, ...]]:

@@ -30,7 +30,7 @@ from rayssl.rllib.stopping import (
     StopAtSteps,
     ends_with_own_errors,
 )
-from rayssl.sweeps.axes import Axes, LogRange, Trial, settings_to_json, trials_of_points
+from rayssl.sweeps.axes import Axes, LogRange, Trial, settings_to_json, several, trials_of_points
 from rayssl.sweeps.folder import FAILED, FINISHED, LOST, STOPPED, WAITING, SweepFolder
 from rayssl.sweeps.hparams import write_hparams
 
@@ -339,7 +339,7 @@ def population_based(job: Job, axes: Axes, planned: int, seed: int) -> Populatio
     # It would have processes reused; ours build what belongs to their settings anew.
     warnings.filterwarnings("ignore", message="Consider boosting PBT performance")
     logging.getLogger(pbt.__name__).setLevel(logging.WARNING)  # SweepLog says it by trials' names
-    changing = {k: a for k, a in axes.items() if isinstance(a, LogRange) or len(a) > 1}
+    changing = several(axes)
 
     def within(config: dict[str, Any]) -> dict[str, Any]:
         for name, axis in changing.items():
