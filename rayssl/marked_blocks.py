@@ -20,6 +20,7 @@ A markdown file, which experiments/probe.py or another script wrote, stands as i
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,19 @@ def _tables(head: str, root: Path, above: float) -> str:
     for title in titles:
         for table in _named(page, title):
             heading = f"**{table.title}**" if table.title else ""
-            note = table.note.replace(f"{root}/", "")
-            parts += [heading, table_markdown(table).replace(f"{root}/", ""), note]
+            own = _without(root, table)
+            parts += [heading, table_markdown(own), own.note]
     return "\n" + "\n\n".join(part for part in parts if part) + "\n\n"
+
+
+def _without(root: Path, table: Table) -> Table:
+    """The table with paths from `root` on: columns are as wide wherever the checkout lies."""
+
+    def cut(value: Any) -> Any:
+        return value.replace(f"{root}/", "") if isinstance(value, str) else value
+
+    rows = [{key: cut(value) for key, value in row.items()} for row in table.rows]
+    return replace(table, rows=rows, note=cut(table.note))
 
 
 def _benchmark(path: Path, columns: list[str]) -> str:

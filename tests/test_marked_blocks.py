@@ -32,6 +32,20 @@ def test_block_is_replaced_by_its_table_and_a_second_time_changes_nothing(tmp_pa
     assert remade(text, tmp_path, above=-5.0) == (text, 1)
 
 
+def test_tables_of_files_are_alike_wherever_the_checkout_lies(tmp_path: Path) -> None:
+    block = BLOCK.replace("Runs of games", "Trained agents")
+    made = []
+    for root in (tmp_path / "a", tmp_path / "a" / "longer" / "path"):
+        write_game(root / "runs" / "b", {1_000: -20.5})
+        summary = {"num": 2, "mean": 1.0, "ci_low": 0.5, "ci_high": 1.5, "iqm": 1.0}
+        row = {"agent": "random", "game": "Pong", "summary": summary}
+        evaluation = {"commit": "abc", "settings": {"epsilon": 1, "sticky": 0}, "rows": [row]}
+        (root / "runs" / "random-evaluation.json").write_text(json.dumps(evaluation))
+        made.append(remade(block, root, above=-5.0)[0])
+    assert "runs/random-evaluation.json" in made[0]
+    assert made[0] == made[1]
+
+
 def test_benchmarks_file_gives_its_rows_with_median_and_range(tmp_path: Path) -> None:
     rows = [
         {"name": "td", "ms": {"min": 1.0, "median": 2.5, "max": 30.25}, "claim": None},
