@@ -403,10 +403,10 @@ def test_dry_run_of_a_population_names_what_it_changes(
 
 @pytest.mark.long
 def test_population_copies_and_changes_what_goes_on(tmp_path: Path, quiet_signals: None) -> None:
-    words = [*DIGITS, "--epochs", "2", "--aux-weight", "log:0.1:2", "--lr", "log:0.001:1"]
-    words += ["--search", "random", "--samples", "2", "--scheduler", "pbt", "--name", "people"]
+    words = [*DIGITS, "--epochs", "5", "--aux-weight", "log:0.1:2", "--lr", "log:0.001:1"]
+    words += ["--search", "random", "--samples", "3", "--scheduler", "pbt", "--name", "people"]
     rows = sweep.main([*words, "--results-dir", str(tmp_path)])
-    assert [(row["status"], row["done"]) for row in rows] == [("finished", 2)] * 2
+    assert [(row["status"], row["done"]) for row in rows] == [("finished", 5)] * 3
     notes = [tuning.adapted(tmp_path / "people" / row["trial"]) for row in rows]
     changed = [note for note in notes if note]
     assert changed
