@@ -68,6 +68,11 @@ def measure(turn: Turn) -> Figures:
             rng.random(NUM_ENVS) < EPSILON, rng.integers(0, num_actions, NUM_ENVS), agent.act(obs)
         )
         steps, updates = steps + NUM_ENVS, updates + NUM_ENVS // STEPS_PER_UPDATE
+        if turn.compile and not agent.compiled:
+            raise RuntimeError(
+                "The bare limit's update did not compile (the warning above says why): uncompiled "
+                "it is no limit. Repair that, or measure everything with --no-compile."
+            )
     env.close()
     return meter.figures(None, sum(p.numel() for p in agent.net.parameters()))
 
@@ -151,8 +156,13 @@ class Agent:
                 CompiledGraph(function, state, partial(function, state), function.__name__)
                 for function in (self._step, self._argmax)
             )
-        self._weights = torch.ones(BATCH_SIZE)
         self._updates = 0
+
+    @property
+    def compiled(self) -> bool:
+        """Whether updates and the choice of actions run compiled, as far as they have run."""
+        graphs = (self._update, self._greedy)
+        return all(isinstance(graph, CompiledGraph) and not graph.refused for graph in graphs)
 
     def update(self, batch: Batch) -> None:
         """Makes one TD update."""
@@ -212,7 +222,7 @@ class Agent:
             q_t_selector = self.net.call_with(params, next_obs, "q")
         q_tm1 = self.net.call_with(params, obs, "q")
         errors = double_q_td_error(q_tm1, actions, rewards, discounts, q_t_value, q_t_selector)
-        return td_loss(errors, self._weights)
+        return td_loss(errors, torch.ones_like(errors))
 
     def _argmax(self, state: dict[str, Tensor], obs: Tensor) -> tuple[Tensor, ...]:
         own = {name: state[name] for name in self._names}

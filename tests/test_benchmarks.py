@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -110,6 +111,39 @@ def test_arithmetic_of_a_td_update_is_three_passes_forward_and_one_back() -> Non
         4 * limit["gflop_per_s"] / limit["gflop_per_update"]
     )
     assert limit["dtype"] in ("float32", "bfloat16")
+
+
+@pytest.mark.slow
+def test_bare_limit_is_compiled_and_learns_as_it_does_uncompiled() -> None:
+    rng = np.random.default_rng(0)
+    draw = bare_limit.batches(rng.integers(0, 256, (64, 84, 84, 4), np.uint8), 4, rng)
+    batches = [draw() for _ in range(3)]
+    agents = []
+    for compile_it in (True, False):
+        torch.manual_seed(0)
+        agent = bare_limit.Agent(num_actions=4, compile_it=compile_it)
+        for batch in batches:
+            agent.update(batch)
+        agents.append(agent)
+    fast, plain = agents
+    assert fast.compiled
+    assert not plain.compiled
+    for name, weights in plain.net.named_parameters():
+        torch.testing.assert_close(
+            dict(fast.net.named_parameters())[name], weights, rtol=0, atol=2 * 3 * 2e-4
+        )
+
+
+def test_bare_limit_refuses_to_measure_an_update_that_did_not_compile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_compiler(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch._inductor, "compile", no_compiler)
+    turn = Turn(seconds=0.1, fill_steps=64, warm_updates=1, compile=True)
+    with pytest.raises(RuntimeError, match="did not compile"):
+        bare_limit.measure(turn)
 
 
 def test_throughput_names_the_line_that_installs_a_missing_peer(
