@@ -141,7 +141,7 @@ def test_trained_checkpoint_is_evaluated_and_reported(
 
 
 @pytest.mark.slow
-def test_sigterm_ends_a_run_with_a_checkpoint_of_its_last_report(
+def test_sigterm_to_a_runs_whole_group_ends_it_with_a_checkpoint_of_its_last_report(
     resumed_run: tuple[Path, int, str],
 ) -> None:
     folder = resumed_run[0]
@@ -153,7 +153,7 @@ def test_sigterm_ends_a_run_with_a_checkpoint_of_its_last_report(
             kill(process)
             pytest.fail(f"no report after the resume:\n{(folder / 'log').read_text()}")
         time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)  # as `timeout` and job managers do
     try:
         code = process.wait(timeout=90)
     finally:

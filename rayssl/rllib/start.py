@@ -1,13 +1,18 @@
 """Starts or joins Ray for a script, and records every start of a run in its folder."""
 
+import contextlib
+import functools
 import json
 import os
 import secrets
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import ray
+from ray._private import services
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -31,7 +36,8 @@ def start_ray(address: str) -> None:
     local = {"include_dashboard": False} if address == "local" else {}
     for attempt in (1, 2):
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR", **local)
+            with _ray_in_sessions_of_its_own():
+                ray.init(address=address, log_to_driver=False, logging_level="ERROR", **local)
             return
         # Ray raises bare Exception where a busy machine starts it slowly.
         except Exception as error:
@@ -41,6 +47,19 @@ def start_ray(address: str) -> None:
                     f"Ray did not start at '{address}': {str(error).splitlines()[0]} Check the "
                     "address, that the cluster is up, and its token (RAY_AUTH_TOKEN_PATH)."
                 ) from error
+
+
+@contextlib.contextmanager
+def _ray_in_sessions_of_its_own() -> Iterator[None]:
+    """Meanwhile Ray's processes start in sessions of their own, not in this process's group.
+
+    `timeout`, job managers and shells send SIGTERM to a whole group: Ray's servers would end at
+    once, and the run could save nothing. They still end with this process, whose death the kernel
+    tells them.
+    """
+    popen = functools.partial(services.ConsolePopen, start_new_session=True)
+    with mock.patch.object(services, "ConsolePopen", popen):
+        yield
 
 
 def check_shared(folder: Path, timeout_s: float = 60.0) -> None:

@@ -3,8 +3,10 @@
 Tune's own answer to Ctrl-C ends trials where they are and writes no checkpoint.
 """
 
+import math
 import os
 import signal
+import time
 import traceback
 from typing import Any, ClassVar
 
@@ -55,22 +57,27 @@ class StopAtNextReport(tune.Stopper):
         return False
 
 
+ONE_SIGNAL_S = 1.0  # `timeout` sends its signal twice: to the process and to its group
 NEXT_REPORT = "stopping at the next report, with a checkpoint; once more stops at once"
 
 
 def stop_on_signals(message: str = NEXT_REPORT) -> None:
-    """Makes Ctrl-C and SIGTERM ask for a stop; a second one ends the process at once.
+    """Makes Ctrl-C and SIGTERM ask for a stop; another, a second later or more, ends it at once.
 
     The message is printed at the first. Call it in the main thread, after ray.init, which sets a
     SIGTERM handler of its own.
     """
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     StopAtSteps.asked = False
+    first = math.inf
 
     def ask(number: int, frame: Any) -> None:
+        nonlocal first
         if StopAtSteps.asked:
+            if time.monotonic() - first < ONE_SIGNAL_S:
+                return
             raise KeyboardInterrupt
-        StopAtSteps.asked = True
+        StopAtSteps.asked, first = True, time.monotonic()
         print(f"\n{message}", flush=True)
 
     signal.signal(signal.SIGINT, ask)
