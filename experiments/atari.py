@@ -155,8 +155,8 @@ def train(run: AtariRun, folder: Path, config: AuxDQNConfig, resumed_at: int) ->
             trial_dirname_creator=lambda t: f"from-{resumed_at}-{t.trial_id}"
         ),
         run_config=tune.RunConfig(
-            name=folder.name,
-            storage_path=str(folder.parent.resolve()),
+            name=folder.resolve().name,
+            storage_path=str(folder.resolve().parent),
             stop=StopAtSteps(run.steps),
             checkpoint_config=tune.CheckpointConfig(
                 checkpoint_frequency=every, checkpoint_at_end=True, num_to_keep=2

@@ -255,8 +255,8 @@ def run_trials(
             trial_dirname_creator=lambda t: f"{kind.name(settings_of(t.config))}_{t.trial_id}"
         ),
         run_config=tune.RunConfig(
-            name=folder.name,
-            storage_path=str(folder.parent.resolve()),
+            name=folder.resolve().name,
+            storage_path=str(folder.resolve().parent),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=1, num_to_keep=1),
             failure_config=tune.FailureConfig(max_failures=2),
             stop=StopWhenAsked(),

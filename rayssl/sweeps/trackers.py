@@ -23,10 +23,11 @@ def make_tracker(name: Tracker, folder: Path) -> Any:
     if name == "wandb":
         from ray.air.integrations.wandb import WandbLoggerCallback
 
-        return WandbLoggerCallback(project="rayssl", group=folder.name)
+        return WandbLoggerCallback(project="rayssl", group=folder.resolve().name)
     from ray.air.integrations.mlflow import MLflowLoggerCallback
 
     own = f"sqlite:///{folder.resolve()}/mlflow.db"
     return MLflowLoggerCallback(
-        tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", own), experiment_name=folder.name
+        tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", own),
+        experiment_name=folder.resolve().name,
     )

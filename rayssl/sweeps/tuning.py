@@ -578,8 +578,8 @@ def run_trials(
             trial_name_creator=lambda trial: str(trial.config["trial"]),
         ),
         run_config=tune.RunConfig(
-            name=folder.path.name,
-            storage_path=str(folder.path.parent.resolve()),
+            name=folder.path.resolve().name,
+            storage_path=str(folder.path.resolve().parent),
             stop=StopAtNextReport(),
             checkpoint_config=tune.CheckpointConfig(
                 checkpoint_frequency=every,
