@@ -157,7 +157,7 @@ def prepare(run: PaperRun) -> sweep.Sweep:
     options = sweep.SweepRun(
         job="atari", seeds=run.seeds, cpus_per_trial=run.cpus_per_trial,
         gpus_per_trial=run.gpus_per_trial, at_once=run.at_once, address=run.address,
-        results_dir=path.parent, name=path.name,
+        results_dir=path.parent, name=path.resolve().name,
     )  # fmt: skip
     base = trials[0].settings if trials else job.settings()
     plan = sweep.Plan(base, trials, [])
@@ -199,8 +199,9 @@ def check_publish(run: PaperRun) -> None:
         raise ValueError(
             f"--publish expected another folder than --resume, got {run.publish} twice."
         )
-    there = run.publish / SETTINGS
-    if there.exists() and first_start(there) != first_start(run.resume / SETTINGS):
+    there, own = (first_start(folder / SETTINGS) for folder in (run.publish, run.resume))
+    holds = any((run.publish / name).exists() for name in (SETTINGS, SWEEP, TABLE, *KEPT))
+    if holds and (there is None or there != own):
         raise ValueError(f"{run.publish} holds another run than {run.resume}. Choose a new folder.")
 
 
@@ -214,7 +215,10 @@ def first_start(path: Path) -> Any:
 
 def agents_folder(published: Path) -> Path:
     """Returns where the agents of a published folder go: checkpoints/<its name>/ beside it."""
-    return published.parent / "checkpoints" / published.resolve().name
+    folder = published.resolve()
+    named = published.name not in ("", "..")  # else its parent is not that of its path
+    beside = published.parent if named else Path(os.path.relpath(folder.parent))
+    return beside / "checkpoints" / folder.name
 
 
 def publish(run: PaperRun, folder: SweepFolder) -> None:
@@ -274,6 +278,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         left = 0 if run.publish else len(own.waiting)
         if not run.dry_run:
             made = check_writable(run.publish or own.folder.path)
+            if run.publish and own.folder.trials:
+                made = [*check_writable(agents_folder(run.publish)), *made]
         if left:
             started_here = not ray.is_initialized()
             if started_here:
@@ -295,15 +301,25 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
             print(about)
             sweep.print_estimate(own, at_once)
         return own.folder.rows()
-    if run.publish is None:
-        options = dataclasses.replace(run, resume=None, dry_run=False)
-        record_start(own.folder.path, provenance(options))
-        play_random(run, own.folder.path)
-    if left:
-        print(f"{left} trainings to run -> {own.folder.path}\n{about}", flush=True)
-        sweep.go(own, where)
-    if started_here:
-        ray.shutdown()
+    try:
+        if run.publish is None:
+            options = dataclasses.replace(run, resume=None, dry_run=False)
+            record_start(own.folder.path, provenance(options))
+            play_random(run, own.folder.path)
+        if left:
+            print(f"{left} trainings to run -> {own.folder.path}\n{about}", flush=True)
+            sweep.go(own, where)
+        if started_here:
+            ray.shutdown()
+        return show(run, own)
+    except KeyboardInterrupt:
+        publish_it = f" --publish {run.publish}" if run.publish else ""
+        print(f"\nstopped; go on with --resume {own.folder.path}{publish_it}", file=sys.stderr)
+        raise SystemExit(sweep.UNFINISHED) from None
+
+
+def show(run: PaperRun, own: sweep.Sweep) -> list[dict[str, Any]]:
+    """Publishes what is to be published, writes the page, and returns the rows of trials.csv."""
     shown = own.folder.path
     if run.publish:
         publish(run, own.folder)

@@ -131,19 +131,57 @@ def test_damaged_evaluation_of_random_is_played_again_and_a_whole_one_is_kept(
     assert [file.name for file in played] == ["random-breakout-evaluation.json"]
 
 
-def test_folder_killed_while_random_played_can_be_published(
-    tmp_path: Path, played: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folder_stopped_while_random_played_can_be_published(
+    tmp_path: Path, played: list[Path], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(paper, "play_random", killed)
     monkeypatch.setattr(paper.sweep, "place", lambda *_: (SimpleNamespace(at_once=1), ""))
     monkeypatch.setattr(paper.ray, "is_initialized", lambda: True)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match="75"):
         paper.main(["--results-dir", str(tmp_path)])
+    assert f"go on with --resume {tmp_path / 'paper'}" in capsys.readouterr().err
     paper.main(["--resume", str(tmp_path / "paper"), "--publish", str(tmp_path / "published")])
     assert [path.name for path in (tmp_path / "published").iterdir()] == ["settings.json"]
+
+
+def test_publishing_never_replaces_another_sweep(
+    tmp_path: Path, played: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = trained(tmp_path / "paper", {"strict-pong-none-s0": "finished"})
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "sweep.json").write_text("of another sweep")  # no settings.json, as sweep.py's
+    with pytest.raises(SystemExit, match="2"):
+        paper.main(["--resume", str(own), "--publish", str(other)])
+    assert "holds another run" in capsys.readouterr().err
+    assert (other / "sweep.json").read_text() == "of another sweep"
+
+
+def test_agents_that_cannot_be_written_are_told_before_anything_is_copied(
+    tmp_path: Path, played: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = trained(tmp_path / "paper", {"strict-pong-none-s0": "finished"})
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "checkpoints").write_text("a file")
+    published = tmp_path / "there" / "published"
+    with pytest.raises(SystemExit, match="2"):
+        paper.main(["--resume", str(own), "--publish", str(published)])
+    assert "cannot be written" in capsys.readouterr().err
+    assert not published.exists()
+
+
+def test_agents_lie_beside_the_published_folder_however_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (tmp_path, Path(), Path("../" + tmp_path.name)):
+        agents = paper.agents_folder(name)
+        assert agents.resolve() == tmp_path.parent / "checkpoints" / tmp_path.name
+    assert not paper.agents_folder(Path()).is_absolute()
 
 
 def trained(root: Path, statuses: dict[str, str], started: str = "") -> Path:
