@@ -38,7 +38,13 @@ from rayssl.attribution import (
     reinitialized,
     score_against_masks,
 )
-from rayssl.cli import check_writable, provenance, refuse, remove_empty
+from rayssl.cli import (
+    check_file_writable,
+    check_writable,
+    provenance,
+    refuse,
+    remove_empty,
+)
 from rayssl.data import load_dataset
 from rayssl.data.faces import FaceSet, load_face_set
 from rayssl.deepfake import (
@@ -423,6 +429,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 raise ValueError(f"--{option} must be 1 or more, got {getattr(settings, name)}.")
         if settings.video and settings.video.suffix != ".mp4":
             raise ValueError(f"Expected a --video path ending in .mp4, got {settings.video}.")
+        if settings.video:
+            check_file_writable(settings.video)
         subject = read_subject(settings)
         trained = networks(subject, settings)
         explained = on_device(subject.explained, settings.device)

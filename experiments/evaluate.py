@@ -19,7 +19,7 @@ from typing import Any
 import tyro
 
 from rayssl import evaluation
-from rayssl.cli import git_commit, refuse
+from rayssl.cli import check_file_writable, git_commit, refuse
 from rayssl.envs.atari import AtariSettings, Game, LifeEpisode
 from rayssl.evaluation import Agent, load_agent, play_games, record_game, score_row, score_table
 from rayssl.files import write_whole
@@ -81,8 +81,10 @@ def prepare(settings: Settings) -> tuple[Agent | None, AtariSettings, Path | Non
     path = settings.json
     if agent and not path:  # not inside: the checkpoint's manifest lists its files
         path = Path(f"{agent.checkpoint.resolve()}-evaluation.json")
+        if settings.smoke and path.exists():  # whole games, maybe: not to be lost for two cut ones
+            path = Path(f"{agent.checkpoint.resolve()}-smoke-evaluation.json")
     for file in filter(None, (path, settings.video)):
-        check_writable(file)
+        check_file_writable(file)
     return agent, games, path
 
 
@@ -95,18 +97,6 @@ def sticky_line(agent: Agent | None, games: AtariSettings) -> str:
     if trained is None:
         return f"{line}; of its training the checkpoint does not say"
     return f"{line}, as in training" if games.sticky == trained else f"{line}; trained {trained:g}"
-
-
-def check_writable(path: Path) -> None:
-    """Raises OSError if the file cannot be written; makes its folder, leaves no file behind."""
-    is_new = not path.exists()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("ab").close()
-    except OSError as error:
-        raise OSError(f"Cannot write {path}: {error.strerror}. Choose another path.") from None
-    if is_new:
-        path.unlink()
 
 
 def play(agent: Agent | None, games: AtariSettings, settings: Settings) -> dict[str, Any]:

@@ -222,6 +222,18 @@ def git_commit(folder: Path | None = None) -> str | None:
     return found.stdout.strip() or None if found.returncode == 0 else None
 
 
+def check_file_writable(path: Path) -> None:
+    """Raises OSError if the file cannot be written; makes its folder, leaves no file behind."""
+    try:
+        is_new = not path.exists()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+    except OSError as error:
+        raise OSError(f"Cannot write {path}: {error.strerror}. Choose another path.") from None
+    if is_new:
+        path.unlink()
+
+
 def check_writable(folder: Path) -> list[Path]:
     """Makes a folder, proves that files can be written there, and returns the folders it made.
 

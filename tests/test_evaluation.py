@@ -515,6 +515,15 @@ def test_script_writes_beside_the_checkpoint_never_into_it(tmp_path: Path) -> No
     assert video.stat().st_size > 1000
 
 
+def test_smoke_run_does_not_replace_an_evaluation_that_is_there(tmp_path: Path) -> None:
+    save_agent(tmp_path / "checkpoint_000001")
+    whole = tmp_path / "checkpoint_000001-evaluation.json"
+    whole.write_text("100 whole games")
+    evaluate.main([str(tmp_path), "--smoke"])
+    assert whole.read_text() == "100 whole games"
+    assert (tmp_path / "checkpoint_000001-smoke-evaluation.json").is_file()
+
+
 @pytest.mark.parametrize(
     ("trained", "words", "played", "line"),
     [

@@ -321,6 +321,7 @@ def refused(
         ("rotation", ["--beside", "x=gone"], "No checkpoint folder at gone."),
         ("rotation", ["--beside", "x=PERMUTATION"], "Use --target q for networks of several tasks"),
         ("rotation", ["--video", "maps.gif"], "Expected a --video path ending in .mp4"),
+        ("rotation", ["--video", "/proc/nope/maps.mp4"], "Cannot write /proc/nope/maps.mp4"),
         ("rotation", ["--device", "cuda:99"], "--device cuda:99 cannot be used"),
     ],
 )

@@ -72,6 +72,9 @@ class AtariSettings:
         sticky: Any = self.sticky
         if not isinstance(sticky, int | float) or not 0 <= sticky < 1:
             raise ValueError(f"sticky must be a probability in [0, 1), got {sticky!r}.")
+        fire: Any = self.fire_at_start
+        if not isinstance(fire, bool):
+            raise ValueError(f"fire_at_start must be true or false, got {fire!r}.")
 
 
 _AT_LEAST = {
