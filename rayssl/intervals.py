@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from rayssl.metrics import BOOTSTRAP_RESAMPLES, mean_interval
+from rayssl.metrics import BOOTSTRAP_RESAMPLES, all_equal, mean_interval
 
 MIN_SEEDS: Final = 3  # with 2, Student's t interval is 12.7 standard errors wide to either side
 CONFIDENCE: Final = 0.95
@@ -66,9 +66,8 @@ def difference(
     if len(shared) < MIN_SEEDS <= min(len(a), len(b)):
         first, second = np.array(list(a.values())), scale * np.array(list(b.values()))
         mean = float(first.mean() - second.mean())
-        spread = first.std() + second.std()
         low = high = mean
-        if spread > 0:
+        if not (all_equal(first) and all_equal(second)):
             found = stats.ttest_ind(first, second, equal_var=False).confidence_interval(CONFIDENCE)
             low, high = float(found.low), float(found.high)
         return Difference(mean, low, high, min(len(a), len(b)), False)

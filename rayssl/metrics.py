@@ -128,6 +128,11 @@ class MeanInterval(NamedTuple):
     high: float
 
 
+def all_equal(values: npt.NDArray[np.float64]) -> bool:
+    """Returns whether values differ by no more than the rounding of their last digits."""
+    return bool(np.ptp(values) <= 1e-9 * max(1.0, float(np.abs(values).max())))
+
+
 def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> MeanInterval:
     """Returns the mean of a few independent values (seeds) and Student's t interval of it.
 
@@ -146,7 +151,7 @@ def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> MeanI
     mean = float(found.mean())
     if found.size == 1:
         return MeanInterval(mean, math.nan, math.nan)
-    if found.min() == found.max():
+    if all_equal(found):
         return MeanInterval(mean, mean, mean)
     interval = stats.ttest_1samp(found, 0.0).confidence_interval(confidence)
     return MeanInterval(mean, float(interval.low), float(interval.high))

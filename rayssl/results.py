@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 import pandas as pd
 
-from rayssl.envs.atari import game_title
+from rayssl.envs.atari import AtariSettings, game_title
 from rayssl.evaluation import aux_weight_of, trained_with
 from rayssl.presets import AtariRun
 from rayssl.report import read_epochs, read_run
@@ -372,30 +373,53 @@ def _read_folder(folder: Path, found: Results, seen: set[Path]) -> bool:
     if folder.resolve() in seen:
         return True
     seen.add(folder.resolve())
-    if (folder / SWEEP).is_file():
+    try:
+        files = {path.name for path in folder.iterdir() if path.is_file()}
+        below = [p for p in sorted(folder.iterdir()) if p.is_dir() and not p.is_symlink()]
+    except OSError as error:
+        found.left_out.append(LeftOut(str(folder), f"it cannot be read: {error.strerror}"))
+        return True
+    if SWEEP in files and _is_whole_sweep(folder):
         _try(_read_sweep, folder, found)
-    elif (folder / "epochs.jsonl").is_file():
+    elif SWEEP in files:
+        why = f"{SWEEP} is damaged: its trials are read by themselves"
+        found.left_out.append(LeftOut(str(folder), why))
+        for child in below:
+            _read_folder(child, found, seen)
+    elif "epochs.jsonl" in files:
         _try(_read_epochs, folder, found)
-    elif (folder / "progress.csv").is_file():
+    elif "progress.csv" in files:
         _try(_read_game, folder, found)
-    elif (folder / SETTINGS).is_file():
-        found.left_out.append(LeftOut(str(folder), "no log: it ended before its first report"))
     else:
-        below = [child for child in sorted(folder.iterdir()) if child.is_dir()]
-        known = [_read_folder(child, found, seen) for child in below if not child.is_symlink()]
-        return any(known)  # of a list: each of them is read
+        known = [_read_folder(child, found, seen) for child in below]  # each of them is read
+        if SETTINGS not in files:
+            return any(known)
+        if not any(known):
+            why = "no log: it ended before its first report"
+            found.left_out.append(LeftOut(str(folder), why))
     return True
+
+
+def _is_whole_sweep(folder: Path) -> bool:
+    try:
+        return "trials" in json.loads((folder / SWEEP).read_text())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _try(reader: Callable[..., None], folder: Path, found: Results, **words: Any) -> None:
     """Runs a reader; its trouble becomes one line of `left_out`."""
     try:
         reader(folder, found, **words)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except _ERRORS as error:
         text = " ".join(str(error).split())
         if not isinstance(error, _ExpectedError):
             text = f"expected the files as experiments/ writes them, got {_name(error)}: {text}"
         found.left_out.append(LeftOut(str(folder), text))
+
+
+# What damaged files lead to; ArithmeticError: inf where a whole number should be.
+_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError)
 
 
 class _ExpectedError(ValueError):
@@ -428,12 +452,19 @@ def _read_game(folder: Path, found: Results, varied: Sequence[str] = ()) -> None
     for name in rows:
         if not pd.api.types.is_numeric_dtype(rows[name]) and rows[name].notna().any():
             raise _ExpectedError(f"progress.csv is damaged: column {name} holds text")
+        if name in COUNTERS and np.isinf(rows[name]).any():
+            raise _ExpectedError(f"progress.csv is damaged: column {name} holds infinity")
     rows["score_mean_100"]  # KeyError here, where the folder's name is known
     found.runs.append(Run(
         key=arm_key("atari", settings, varied), seed=int(settings["seed"]), settings=settings,
         commits=commits, rows=rows, x="env_steps", planned=int(settings["steps"]),
         reached=int(rows["env_steps"].iloc[-1]), reported=None, source=str(folder),
     ))  # fmt: skip
+
+
+WHOLE_GAME_FRAMES: Final = AtariSettings.max_game_frames  # half an hour: the field's own limit
+# Whole numbers of a run of games.
+COUNTERS: Final = ("env_steps", "games", "td_updates", "aux_updates", "evaluation_games")
 
 
 def _read_epochs(folder: Path, found: Results) -> None:
@@ -530,8 +561,12 @@ def _read_sweep(folder: Path, found: Results) -> None:
     job = str(sweep["job"])
     varied = [name for name, values in sweep["axes"].items() if len(values) > 1 or "log" in values]
     path = folder / TRIALS
-    table = pd.read_csv(path, keep_default_na=False) if path.is_file() else pd.DataFrame()
-    told = {str(row["trial"]): row for row in table.to_dict("records")}
+    try:
+        table = pd.read_csv(path, keep_default_na=False) if path.is_file() else pd.DataFrame()
+        told = {str(row["trial"]): row for row in table.to_dict("records")}
+    except (OSError, ValueError, KeyError) as error:  # the trainings have their own logs
+        told = {}
+        found.notes.append(LeftOut(str(path), f"it cannot be read ({_name(error)}): no statuses"))
     readers = {"atari": _read_game, "mnist": _read_classifiers, "deepfake": _read_probes}
     for trial in sweep["trials"]:
         name, settings = str(trial["trial"]), dict(trial["settings"])
@@ -582,6 +617,13 @@ def _read_evaluation(path: Path, found: Results, seen: set[Path]) -> None:
             model = saved.get("model") or {}
             model = {} if row["agent"] == "random" else model
             summary = row["summary"]
+            if cut := int(row.get("cut_games") or 0):
+                frames = int(played.get("max_game_frames", WHOLE_GAME_FRAMES))
+                if frames < WHOLE_GAME_FRAMES:
+                    raise _ExpectedError(
+                        f"{cut} of {summary['num']} games were cut at {frames:,} frames: a score "
+                        f"is of whole games, or of games of {WHOLE_GAME_FRAMES:,} frames"
+                    )
             found.evaluations.append(Evaluation(
                 game=str(row["game"]), agent=str(row["agent"]),
                 aux_task=trained_with(model), aux_weight=aux_weight_of(model),

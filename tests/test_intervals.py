@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from rayssl.claims import verdict
 from rayssl.intervals import (
     curve_band,
     difference,
@@ -126,3 +127,18 @@ def test_band_keeps_its_ends_when_it_is_thinned() -> None:
     x = np.arange(1000.0)
     band = curve_band([(x, x)], points=10)
     assert (band.x.size, band.x[0], band.x[-1]) == (10, 0, 999)
+
+
+@pytest.mark.parametrize("seeds", [(0, 1, 2), (3, 4, 5)], ids=["paired", "independent"])
+def test_differences_that_differ_by_rounding_alone_have_an_interval_without_width(
+    seeds: tuple[int, ...],
+) -> None:
+    tenths = dict(zip(seeds, (7.6, 7.5, 7.4), strict=True))
+    if seeds[0] == 0:  # each is 2.3 but for the last binary digit
+        found = difference(tenths, {0: 9.9, 1: 9.8, 2: 9.7})
+    else:
+        found = difference(dict.fromkeys(seeds, 0.1 + 0.2), dict.fromkeys((0, 1, 2), 0.3 + 2.3))
+    assert found is not None
+    assert found.mean == pytest.approx(-2.3)
+    assert found.low == found.high
+    assert verdict(found, "below") == "undecided"

@@ -161,6 +161,75 @@ def test_sweep_of_another_layout_is_left_out(sweep: Path) -> None:
     assert [line.why for line in found.left_out] == ["sweep.json has layout 2, this reads 1"]
 
 
+@pytest.mark.parametrize("damage", ["missing", "cut short"])
+def test_runs_of_a_sweep_whose_own_file_is_gone_or_damaged_are_read_from_their_folders(
+    sweep: Path, damage: str
+) -> None:
+    scores = {run.reported for run in read_results([sweep]).runs}
+    if damage == "missing":
+        (sweep / "sweep.json").unlink()
+        record_start(sweep, START | {"settings": {"seeds": 3}})  # as paper.py has one
+    else:
+        (sweep / "sweep.json").write_text('{"version": 1, "job"')
+    found = read_results([sweep])
+    assert {run.reported for run in found.runs} == scores
+    assert len(found.runs) == 7
+    damaged = [each.why for each in found.left_out if "sweep.json is damaged" in each.why]
+    assert len(damaged) == (damage != "missing")
+
+
+@pytest.mark.parametrize("text", ["", "trial\n\xff\xfe", None])
+def test_runs_of_a_sweep_are_read_without_its_table(sweep: Path, text: str | None) -> None:
+    (sweep / "trials.csv").unlink()
+    if text is not None:
+        (sweep / "trials.csv").write_text(text, encoding="latin-1")
+    found = read_results([sweep])
+    assert len(found.runs) == 7
+    assert any("no statuses" in note.why for note in found.notes) == (text is not None)
+
+
+def test_folder_that_may_not_be_read_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_game(tmp_path / "good", {1_000: 1.0})
+    (tmp_path / "locked").mkdir()
+    iterdir = Path.iterdir
+
+    def as_for_another_user(folder: Path) -> Any:
+        if folder.name == "locked":
+            raise PermissionError(13, "Permission denied")
+        return iterdir(folder)
+
+    monkeypatch.setattr(Path, "iterdir", as_for_another_user)  # root may read all
+    found = read_results([tmp_path])
+    assert len(found.runs) == 1
+    assert [each.why for each in found.left_out] == ["it cannot be read: Permission denied"]
+
+
+def test_log_with_infinite_counters_is_left_out(tmp_path: Path) -> None:
+    log = write_game(tmp_path / "run", {1_000: 1.0, 2_000: 2.0}) / "progress.csv"
+    log.write_text(log.read_text().replace("2000", "inf"))
+    (left,) = read_results([tmp_path]).left_out
+    assert "column env_steps holds infinity" in left.why
+
+
+@pytest.mark.parametrize(("frames", "counts"), [(400, False), (108_000, True)])
+def test_games_that_were_cut_short_are_no_evaluation(
+    frames: int, counts: bool, tmp_path: Path
+) -> None:
+    summary = {"num": 2, "mean": -2.0, "ci_low": None, "ci_high": None, "iqm": -2.0}
+    (tmp_path / "evaluation.json").write_text(json.dumps({
+        "settings": {"epsilon": 0.01}, "commit": "c", "model": None,
+        "games": {"max_game_frames": frames},
+        "rows": [{"agent": "random", "game": "Pong", "summary": summary, "cut_games": 2}],
+    }))  # fmt: skip
+    found = read_results([tmp_path])
+    assert len(found.evaluations) == counts
+    assert [each.why[:43] for each in found.left_out] == (
+        [] if counts else ["2 of 2 games were cut at 400 frames: a scor"]
+    )
+
+
 def test_log_of_another_job_is_left_out_by_name(tmp_path: Path) -> None:
     folder = tmp_path / "bigan"
     folder.mkdir()
@@ -370,7 +439,10 @@ def test_long_names_and_titles_leave_a_plot_its_room(tmp_path: Path) -> None:
 
 
 def test_curves_of_runs_that_are_judged_by_lives_show_lives(tmp_path: Path) -> None:
-    for name, own in (("code", {"preset": "paper-code", "network": "paper-code"}), ("strict", {})):
+    settings: dict[str, dict[str, Any]] = {
+        "code": {"preset": "paper-code", "network": "paper-code"}, "strict": {},
+    }  # fmt: skip
+    for name, own in settings.items():
         write_game(tmp_path / name, {1000: 50, 2000: 60}, lives={1000: 1, 2000: 2},
                    game="breakout", **own)  # fmt: skip
     page = make_page(read_results([tmp_path]), command="", above=0.0)
