@@ -74,6 +74,7 @@ class AuxDQN(Algorithm):
         self._env_steps = 0
         self._learn_from_steps = config.learning_starts_steps
         self._slots_before = 0  # slots done before `_learn_from_steps`
+        self._replay_ratio = config.replay_ratio
         self._slots = 0
         self._counts = {"td_updates": 0, "aux_updates": 0}
         self._how: dict[str, int] = {}  # the updates are computed: 0 or 1 a name
@@ -203,7 +204,10 @@ class AuxDQN(Algorithm):
         """Agent steps that may be sampled or in flight: one round ahead of the updates."""
         ahead = 2 * self._fragment_steps * max(1, self.config.num_env_runners)
         learned = (self._slots - self._slots_before) / self.config.replay_ratio
-        return int(self._learn_from_steps + learned) + ahead
+        allowed = int(self._learn_from_steps + learned)
+        if self.replay.num_sampleable < self.config.total_train_batch_size:
+            allowed = max(allowed, self._env_steps)  # no update can be due before there is a batch
+        return allowed + ahead
 
     @property
     def _fragment_steps(self) -> int:
@@ -290,9 +294,10 @@ class AuxDQN(Algorithm):
         with self._timed("learning"):
             results, td_errors = self._update(batch, sequences, num_updates)
         self._slots += num_updates
+        td_updates = self._counts["td_updates"]
         self._counts = {k: results[0]["counts"][k] for k in self._counts}
         self._how = {k: int(results[0][k]) for k in ("compiled", "cuda_graphs", "bfloat16")}
-        if self.config.prioritized:
+        if self.config.prioritized and self._counts["td_updates"] > td_updates:
             with self._timed("replay"):
                 self.replay.update_priorities(batch.indices, td_errors)
         for result in results:
@@ -474,6 +479,10 @@ class AuxDQN(Algorithm):
         super().set_state(state)
         for name, value in state.get("rayssl", {}).items():
             setattr(self, name, value)
+        if self._replay_ratio != self.config.replay_ratio:
+            self._replay_ratio = self.config.replay_ratio
+            if self._env_steps > self._learn_from_steps:  # the new ratio is of the steps to come
+                self._learn_from_steps, self._slots_before = self._env_steps, self._slots
 
     def _make_replay(self, config: AuxDQNConfig) -> FrameReplay:
         size = config.atari_settings().frame_size
@@ -507,8 +516,9 @@ class AuxDQN(Algorithm):
 
 
 _STATE = (
-    "_env_steps", "_learn_from_steps", "_slots_before", "_slots", "_counts", "_scores", "_lengths",
-    "_life_scores", "_best_life_mean", "_games", "_epsilon", "_updates_at_push", "_evaluated_at",
+    "_env_steps", "_learn_from_steps", "_slots_before", "_slots", "_replay_ratio", "_counts",
+    "_scores", "_lengths", "_life_scores", "_best_life_mean", "_games", "_epsilon",
+    "_updates_at_push", "_evaluated_at",
 )  # fmt: skip
 
 

@@ -336,8 +336,12 @@ class AuxDQNConfig(AlgorithmConfig):
 
     @property
     def pretrain_steps(self) -> int:
-        """Returns the agent steps that the aux-only updates take; acting is random meanwhile."""
-        return math.ceil(self.aux_schedule_rule.pretrain_updates / self.replay_ratio)
+        """Returns the agent steps at which Q-learning begins after aux-only updates; 0 without any.
+
+        They begin at `learning_starts_steps`. Acting is random meanwhile.
+        """
+        updates = self.aux_schedule_rule.pretrain_updates
+        return self.learning_starts_steps + math.ceil(updates / self.replay_ratio) if updates else 0
 
     @property
     def target_period_updates(self) -> int:

@@ -202,6 +202,41 @@ def test_replay_ratio_holds_with_runners(build: Build) -> None:
     assert result["env_steps"] == int(algo.replay._added.sum()), "every step is in the replay"
 
 
+def test_runners_go_on_until_the_replay_has_a_batch(build: Build) -> None:
+    config = make_config(runners=1).training(train_batch_size_per_learner=256)
+    algo = build(config)  # a batch is four times the steps before learning
+    result = [algo.train() for _ in range(4)][-1]
+    assert result["td_updates"] > 0
+
+
+def test_pretraining_leaves_the_priorities_of_rows_alone(build: Build) -> None:
+    config = make_config(task="rotation").training(prioritized=True)
+    config.auxiliary(schedule="pretrain", pretrain_updates=16)
+    algo = build(config)
+    result = algo.train()
+    assert (result["td_updates"], result["aux_updates"]) == (0, 8)
+    np.testing.assert_array_equal(algo.replay.sample(32).weights, 1)  # none is preferred
+    for _ in range(2):
+        result = algo.train()
+    assert result["td_updates"] > 0
+    assert algo.replay.sample(32).weights.min() < 1
+
+
+@pytest.mark.parametrize("ratio", [0.125, 0.5])
+def test_other_replay_ratio_of_a_resumed_run_is_of_the_steps_to_come(
+    build: Build, tmp_path: Path, ratio: float
+) -> None:
+    config = make_config()
+    first = build(config.copy())
+    for _ in range(3):
+        before = first.train()
+    first.save_to_path(str(tmp_path / "ck"))
+    resumed = build(config.copy().training(restore_from=str(tmp_path / "ck"), replay_ratio=ratio))
+    after = resumed.train()
+    steps = after["env_steps"] - before["env_steps"]
+    assert after["td_updates"] - before["td_updates"] == int(steps * ratio)
+
+
 def test_iterations_end_where_runners_outrun_the_learner(
     build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:

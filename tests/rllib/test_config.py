@@ -322,13 +322,16 @@ def test_epsilon_falls_linearly_over_agent_steps() -> None:
 
 @pytest.mark.parametrize("epsilon_steps", [0, 1_000])
 def test_epsilon_is_one_while_the_trunk_is_pretrained_and_falls_after(epsilon_steps: int) -> None:
-    config = training(epsilon=(0.5, 0.1, epsilon_steps), replay_ratio=0.25)
+    config = training(
+        epsilon=(0.5, 0.1, epsilon_steps), replay_ratio=0.25, learning_starts_steps=1_000
+    )
     config.auxiliary(task="rotation", schedule="pretrain", pretrain_updates=101)
     config.validate()
-    assert config.pretrain_steps == 404
-    assert [config.epsilon_at(t) for t in (0, 403)] == [1.0, 1.0]
-    assert config.epsilon_at(404) == (0.5 if epsilon_steps else 0.1)
-    assert config.epsilon_at(404 + epsilon_steps) == 0.1
+    begins = 1_000 + 404  # updates of any kind begin at 1,000 steps
+    assert config.pretrain_steps == begins
+    assert [config.epsilon_at(t) for t in (0, begins - 1)] == [1.0, 1.0]
+    assert config.epsilon_at(begins) == (0.5 if epsilon_steps else 0.1)
+    assert config.epsilon_at(begins + epsilon_steps) == 0.1
 
 
 def test_frames_on_the_learners_device_need_the_learner_in_the_algorithms_process() -> None:
