@@ -13,6 +13,7 @@ checks every parameter for NaN twice, and reduces metrics per update (design.md,
 
 import logging
 import math
+import platform
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -58,8 +59,10 @@ Params = dict[str, Tensor]
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """Returns the dtype in which trunk and branches compute: `float32`, `bfloat16`, or `auto`.
 
-    `auto` is bfloat16 where the device multiplies it natively (AVX512-BF16 or AMX, CUDA from
-    compute capability 8.0), float32 elsewhere. Parameters and last layers are float32 always.
+    `auto` is bfloat16 where the device multiplies it natively (AVX512-BF16 or AMX, which implies
+    it; CUDA from compute capability 8.0), float32 elsewhere: oneDNN takes bfloat16 on any CPU with
+    AVX-512, and emulates it at half of float32's speed. Parameters and last layers are float32
+    always.
     """
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
@@ -67,6 +70,8 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
         native = torch.cuda.get_device_capability(device)[0] >= 8
     else:
         native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        if platform.machine() in ("x86_64", "AMD64"):
+            native = native and torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if native else torch.float32
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -713,3 +714,11 @@ def test_dtype_is_taken_by_name_and_auto_is_one_of_both() -> None:
     assert resolve_dtype("float32", cpu) is torch.float32
     assert resolve_dtype("bfloat16", cpu) is torch.bfloat16
     assert resolve_dtype("auto", cpu) in (torch.float32, torch.bfloat16)
+
+
+def test_auto_is_float32_where_onednn_would_emulate_bfloat16(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    assert resolve_dtype("auto", torch.device("cpu")) is torch.float32
