@@ -152,7 +152,7 @@ def test_compiled_choice_of_actions_is_the_plain_one_and_follows_the_weights(
         for runner in (compiled, plain):
             runner.take_weights(net)
             choices.append(runner.sample().fragment.actions)
-        np.testing.assert_array_equal(*choices)
+        np.testing.assert_array_equal(choices[0], choices[1])
     assert not compiled._greedy.refused
 
 
