@@ -26,6 +26,7 @@ from benchmarks.measure import (
     Figures,
     Meter,
     Turn,
+    check_compiled,
     milliseconds,
 )
 from rayssl.compiled_graphs import CompiledGraph
@@ -68,11 +69,7 @@ def measure(turn: Turn) -> Figures:
             rng.random(NUM_ENVS) < EPSILON, rng.integers(0, num_actions, NUM_ENVS), agent.act(obs)
         )
         steps, updates = steps + NUM_ENVS, updates + NUM_ENVS // STEPS_PER_UPDATE
-        if turn.compile and not agent.compiled:
-            raise RuntimeError(
-                "The bare limit's update did not compile (the warning above says why): uncompiled "
-                "it is no limit. Repair that, or measure everything with --no-compile."
-            )
+        check_compiled(turn.compile, {"compiled": agent.compiled})
     env.close()
     return meter.figures(None, sum(p.numel() for p in agent.net.parameters()))
 

@@ -10,12 +10,17 @@ Pong does. docs/cluster.md holds this table, and a test holds it to this script.
 
 import dataclasses
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.measure import check_settings
+from rayssl.cli import refuse
 from rayssl.presets import preset_values
 from rayssl.report import markdown_table, read_run
 
@@ -75,7 +80,12 @@ def cost_table(settings: Settings) -> str:
 
 def main(argv: Sequence[str] | None = None) -> str:
     """Prints the table of a command line and returns it."""
-    table = cost_table(tyro.cli(Settings, args=argv))
+    settings = tyro.cli(Settings, args=argv)
+    check_settings(settings)
+    try:
+        table = cost_table(settings)
+    except (OSError, ValueError) as error:
+        refuse(error)
     print(table)
     return table
 

@@ -1,11 +1,12 @@
 """What the benchmarks share: the common work, the clock of one measurement, spreads, and output."""
 
+import dataclasses
 import json
 import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from rayssl.cli import provenance
+from rayssl.cli import check_file_writable, provenance, refuse
 from rayssl.report import markdown_table
 
 # The work of every row of throughput.py. A step is one agent decision, 4 emulator frames.
@@ -28,6 +29,7 @@ GAMMA = 0.99
 MAX_GRAD_NORM = 10.0
 
 LOAD = "load_average_1min_at_start"  # of the machine
+MAY_BE_ZERO = ("seed", "workers", "warm_updates", "fill_steps", "least", "price")  # options
 PACKAGES = ("torch", "ray", "stable-baselines3", "gymnasium", "ale-py", "numpy")
 
 
@@ -147,12 +149,37 @@ def peak_rss_mib() -> float:
     raise OSError("No VmHWM in /proc/self/status: peak memory is measured on Linux only.")
 
 
-def run_facts(settings: Any) -> dict[str, Any]:
-    """Returns what all rows of a file share: settings, command, commit, date, versions, machine.
+def check_settings(settings: Any) -> None:
+    """Ends the script with one line for a number below its least, or a file it cannot write.
+
+    Before anything is measured. The least is 1 for whole numbers and above 0 for others, but for
+    those in MAY_BE_ZERO.
 
     Args:
       settings: the dataclass of the command line.
     """
+    for each in dataclasses.fields(settings):
+        given = getattr(settings, each.name)
+        for value in given if isinstance(given, tuple) else (given,):
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            if value < 0 or (value == 0 and each.name not in MAY_BE_ZERO):
+                least = "0 or more" if each.name in MAY_BE_ZERO else "more than 0"
+                refuse(f"--{each.name.replace('_', '-')} must be {least}, got {value}.")
+    try:
+        if path := getattr(settings, "json", None):
+            check_file_writable(path)
+    except OSError as error:
+        refuse(error)
+
+
+def run_facts(settings: Any) -> dict[str, Any]:
+    """Returns what all rows of a file share: settings, command, commit, date, versions, machine.
+
+    Args:
+      settings: the dataclass of the command line; see `check_settings`.
+    """
+    check_settings(settings)
     facts = provenance(settings)
     facts["versions"] |= {name: _version(name) for name in PACKAGES}
     facts["machine"] = {
@@ -175,6 +202,23 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def check_compiled(compile_it: bool, result: Mapping[str, Any], *, graphs: bool = False) -> None:
+    """Ends the script unless updates run as they were asked to: else it measures something else.
+
+    Args:
+      compile_it: whether they were asked to compile.
+      result: `compiled` and `cuda_graphs`, as the learner or the algorithm tells.
+      graphs: whether they were asked to be replayed as CUDA graphs.
+    """
+    for name, asked in (("compiled", compile_it), ("cuda_graphs", graphs)):
+        if asked and not result[name]:
+            without = {"compiled": "--no-compile", "cuda_graphs": "--no-cuda-graphs"}[name]
+            refuse(
+                f"Expected updates that are {name.replace('_', ' ')}, and they are not (a warning "
+                f"above says why). Repair that, or measure everything with {without}."
+            )
 
 
 def report(rows: Sequence[dict[str, Any]], columns: Sequence[str], path: Path | None) -> None:

@@ -34,6 +34,7 @@ from benchmarks.measure import (
     EPSILON,
     GAME,
     STEPS_PER_UPDATE,
+    check_compiled,
     milliseconds,
     report,
     run_facts,
@@ -134,9 +135,12 @@ def one_core() -> Iterator[None]:
 
 
 def make_runner(settings: Settings) -> AtariEnvRunner:
-    """Returns a runner in this process, its consoles on the one core that `one_core` chooses."""
+    """Returns a runner in this process, its consoles on the one core that `one_core` chooses.
+
+    It chooses actions as a worker's runner does: uncompiled.
+    """
     with one_core():
-        config = make_config(settings)
+        config = make_config(settings).training(compile_learner=False)
         config.validate()
         runner = AtariEnvRunner(config=config)
         runner.sample(num_steps=8)
@@ -180,6 +184,7 @@ def make_learning(settings: Settings, task: str, threads: int) -> AuxDQN:
     while algo._env_steps < ROWS_BEFORE_UPDATES:
         algo._take(algo.env_runner.sample())
     algo._learn(MAX_UPDATES_A_CALL)
+    check_compiled(settings.compile, algo._how)
     return algo
 
 
@@ -203,6 +208,7 @@ def make_point(settings: Settings, workers: int) -> AuxDQN:
     algo: AuxDQN = config.build_algo()
     while algo._counts["td_updates"] < MAX_UPDATES_A_CALL:
         algo.train()
+    check_compiled(settings.compile, algo._how)
     return algo
 
 

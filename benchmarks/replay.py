@@ -27,6 +27,7 @@ from benchmarks.measure import (
     spread,
     turn_about,
 )
+from rayssl.cli import refuse
 from rayssl.replay import Fragment, FrameReplay
 
 N_STEP = 3
@@ -126,7 +127,10 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Measures, prints a table, and returns the rows that it saves."""
     settings = tyro.cli(Settings, args=argv)
     facts = run_facts(settings) | {"batch_size": BATCH_SIZE, "n_step": N_STEP}
-    replays = {name: filled_replay(settings, name == "prioritized") for name in CLAIMS}
+    try:
+        replays = {name: filled_replay(settings, name == "prioritized") for name in CLAIMS}
+    except (ValueError, MemoryError) as error:  # of the capacity
+        refuse(error)
     functions: dict[str, Callable[[], float]] = {}
     for name, (replay, add_us) in replays.items():
         functions[f"{name} add_us_per_step"] = add_us

@@ -87,8 +87,8 @@ def read_parts(rows: Sequence[dict[str, Any]]) -> Parts:
     Raises:
       ValueError: if a part is missing.
     """
-    found = {row["name"]: row["figure"]["median"] for row in rows}
     try:
+        found = {row["name"]: row["figure"]["median"] for row in rows}
         learners = {int(rows[0]["run"]["threads"]): found[UPDATES] * STEPS_PER_UPDATE}
         if UPDATES + ONE_THREAD in found:
             learners[1] = found[UPDATES + ONE_THREAD] * STEPS_PER_UPDATE
@@ -98,7 +98,7 @@ def read_parts(rows: Sequence[dict[str, Any]]) -> Parts:
             intake=found["intake"],
             intake_cost=found["intake, CPU"] / 1e6,
         )
-    except (KeyError, IndexError) as error:
+    except (KeyError, IndexError, TypeError) as error:
         raise ValueError(
             f"Expected a file with all parts, got none of {error}. Run benchmarks/parts.py."
         ) from error
@@ -109,12 +109,10 @@ def machines(parts: Parts, cores: int, gpu_updates_per_s: float | None) -> list[
 
     A core is taken to be one of this machine's.
     """
-    most = max(parts.learners)
-    cpu = f"{parts.learners[most] / STEPS_PER_UPDATE:.0f} updates/s on {most} cores, measured"
     kinds = [
-        (f"this machine, {cores} cores", cores, parts, cpu),
-        ("16 cores, no GPU", 16, parts, cpu),
-        ("cluster of 4 x 16 cores, no GPU", 64, parts, cpu),
+        (f"this machine, {cores} cores", cores, parts, ""),
+        ("16 cores, no GPU", 16, parts, ""),
+        ("cluster of 4 x 16 cores, no GPU", 64, parts, ""),
     ]
     if gpu_updates_per_s:
         fast = parts._replace(learners={0: gpu_updates_per_s * STEPS_PER_UPDATE})
@@ -129,7 +127,11 @@ def machines(parts: Parts, cores: int, gpu_updates_per_s: float | None) -> list[
     for name, count, figures, learner in kinds:
         threads = max(figures.learners)
         free = max(1, count - max(1, threads))  # the algorithm's process has a core
-        full = figures.learners[figures.threads(count - free)] / figures.runner
+        used = figures.threads(count - free)
+        full = figures.learners[used] / figures.runner
+        if not learner:
+            on = "1 core" if used == 1 else f"{used} cores"
+            learner = f"{figures.learners[used] / STEPS_PER_UPDATE:.0f} updates/s on {on}, measured"
         steps, limit = predict(figures, count, free)
         rows.append(
             {
@@ -194,6 +196,8 @@ def read_gpu(path: Path) -> Gpu:
         )
     td = next(row for row in json.loads(path.read_text()) if row["name"] == "td")
     run = td["run"]
+    if not run.get("gpu"):
+        raise ValueError(f"{path} was not measured on a GPU: make it with update_cost.py --gpu.")
     size = run["settings"]["batch_size"]
     if size != BATCH_SIZE:
         raise ValueError(f"{path} has batches of {size}, expected {BATCH_SIZE}, as the parts have.")

@@ -37,6 +37,7 @@ from benchmarks.measure import (
     Figures,
     Meter,
     Turn,
+    check_compiled,
     peak_rss_mib,
     report,
     run_facts,
@@ -107,6 +108,8 @@ def measure_rayssl(task: str, turn: Turn) -> Figures:
     result = {"env_steps": 0, "td_updates": 0, "aux_updates": 0}
     while meter.goes_on(result["env_steps"], result["td_updates"], result["aux_updates"]):
         result = algo.train()
+        if result["td_updates"]:
+            check_compiled(turn.compile, result)
     net = algo.learner_group._learner._net
     figures = meter.figures(
         algo.replay.bytes_per_transition, sum(p.numel() for p in net.parameters())

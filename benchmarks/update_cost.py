@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.measure import (
     BATCH_SIZE,
     GAME,
+    check_compiled,
     milliseconds,
     report,
     run_facts,
@@ -132,7 +133,9 @@ def parts(settings: Settings, threads: int) -> dict[str, Callable[[], float]]:
     calls = max(1, settings.updates // UPDATES_A_CALL)
 
     def slots(learner: AuxDQNLearner, batch: MultiAgentBatch) -> Callable[[], float]:
-        learner.update(batch, num_updates=UPDATES_A_CALL)  # compiles, captures
+        result = learner.update(batch, num_updates=UPDATES_A_CALL)  # compiles, captures
+        graphs = settings.gpu and settings.cuda_graphs
+        check_compiled(settings.compile, result, graphs=graphs)
         return lambda: (
             milliseconds(lambda: learner.update(batch, num_updates=UPDATES_A_CALL), calls)
             / UPDATES_A_CALL

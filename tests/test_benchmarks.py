@@ -134,16 +134,28 @@ def test_bare_limit_is_compiled_and_learns_as_it_does_uncompiled() -> None:
         )
 
 
-def test_bare_limit_refuses_to_measure_an_update_that_did_not_compile(
+@pytest.mark.parametrize(
+    "measure_it",
+    [
+        lambda: bare_limit.measure(Turn(0.1, fill_steps=64, warm_updates=1, compile=True)),
+        lambda: update_cost.main(
+            ["--updates=1", "--repeats=1", "--batch-size=2", "--tasks", "rotation"]
+        ),
+    ],
+    ids=["bare_limit", "update_cost"],
+)
+def test_a_benchmark_refuses_to_measure_updates_that_did_not_compile(
+    measure_it: Callable[[], Any],
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def no_compiler(*args: object, **kwargs: object) -> None:
         raise RuntimeError("no C++ compiler")
 
     monkeypatch.setattr(torch._inductor, "compile", no_compiler)
-    turn = Turn(seconds=0.1, fill_steps=64, warm_updates=1, compile=True)
-    with pytest.raises(RuntimeError, match="did not compile"):
-        bare_limit.measure(turn)
+    with pytest.raises(SystemExit, match="2"):
+        measure_it()
+    assert "Expected updates that are compiled, and they are not" in capsys.readouterr().err
 
 
 def test_throughput_names_the_line_that_installs_a_missing_peer(
@@ -383,7 +395,14 @@ def test_maps_saves_maps_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("main", "words", "text"),
     [
-        (maps.main, "--samples 0", "samples and batch_size must be 1 or more, got 0 and 50."),
+        (maps.main, "--samples 0", "--samples must be more than 0, got 0."),
+        (maps.main, "--maps -1", "--maps must be more than 0, got -1."),
+        (maps.main, "--json /proc/nope/x.json", "Cannot write /proc/nope/x.json: No such file"),
+        (throughput.main, "--repeats 0", "--repeats must be more than 0, got 0."),
+        (throughput.main, "--warm-updates -1", "--warm-updates must be 0 or more, got -1."),
+        (parts.main, "--workers 0 -1", "--workers must be 0 or more, got -1."),
+        (replay.main, "--samples 0", "--samples must be more than 0, got 0."),
+        (replay.main, "--capacity 8", "capacity"),
         (update_cost.main, "--tasks nope", "Unknown task 'nope'. Available: atc"),
         (update_cost.main, "--game nope", "Unknown Atari game 'nope'."),
     ],
@@ -399,9 +418,11 @@ def test_wrong_value_of_a_benchmark_is_one_line(
         lambda device: {"a sum": (lambda x: x.flatten(1).sum(1), torch.ones(1, 3))},
     )
     with pytest.raises(SystemExit) as stopped:
-        main([*words.split(), "--repeats", "1"])
+        main(["--repeats", "1", *words.split()])
     assert stopped.value.code == 2
-    assert f"error: {text}" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "error: " in error
+    assert text in error
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
