@@ -61,7 +61,7 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
     `auto` is bfloat16 where the device multiplies it natively (AVX512-BF16 or AMX, which implies
     it; CUDA from compute capability 8.0), float32 elsewhere: oneDNN takes bfloat16 on any CPU with
-    AVX-512, and emulates it at half of float32's speed. Parameters and last layers are float32
+    AVX-512, and emulates it there, slower than float32. Parameters and last layers are float32
     always.
     """
     if name != "auto":
