@@ -200,7 +200,7 @@ def check_publish(run: PaperRun) -> None:
             f"--publish expected another folder than --resume, got {run.publish} twice."
         )
     there, own = (first_start(folder / SETTINGS) for folder in (run.publish, run.resume))
-    holds = any((run.publish / name).exists() for name in (SETTINGS, SWEEP, TABLE, *KEPT))
+    holds = any((run.publish / name).exists() for name in (SETTINGS, SWEEP, TABLE))
     if holds and (there is None or there != own):
         raise ValueError(f"{run.publish} holds another run than {run.resume}. Choose a new folder.")
 

@@ -129,8 +129,12 @@ class MeanInterval(NamedTuple):
 
 
 def all_equal(values: npt.NDArray[np.float64]) -> bool:
-    """Returns whether values differ by no more than the rounding of their last digits."""
-    return bool(np.ptp(values) <= 1e-9 * max(1.0, float(np.abs(values).max())))
+    """Returns whether values differ by no more than the rounding of their last digits.
+
+    Args:
+      values: `[N]`, N >= 1, finite.
+    """
+    return np.allclose(values, values[0], rtol=1e-9, atol=1e-9)
 
 
 def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> MeanInterval:

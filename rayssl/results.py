@@ -374,8 +374,9 @@ def _read_folder(folder: Path, found: Results, seen: set[Path]) -> bool:
         return True
     seen.add(folder.resolve())
     try:
-        files = {path.name for path in folder.iterdir() if path.is_file()}
-        below = [p for p in sorted(folder.iterdir()) if p.is_dir() and not p.is_symlink()]
+        inside = sorted(folder.iterdir())
+        files = {path.name for path in inside if path.is_file()}
+        below = [path for path in inside if path.is_dir() and not path.is_symlink()]
     except OSError as error:
         found.left_out.append(LeftOut(str(folder), f"it cannot be read: {error.strerror}"))
         return True
