@@ -53,7 +53,7 @@ class Settings:
     json: Path | None = None
     """JSON file to write; by default <checkpoint>-evaluation.json, beside the checkpoint."""
     smoke: bool = False
-    """2 games of at most 400 frames: does it run at all?"""
+    """2 games of at most 400 frames: does it run at all? Replaces no other, but with --json."""
 
 
 def prepare(settings: Settings) -> tuple[Agent | None, AtariSettings, Path | None]:
