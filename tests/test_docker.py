@@ -93,6 +93,12 @@ def test_compose_keeps_results_and_token_in_volumes_and_waits_for_a_healthy_head
     assert COMPOSE["services"]["tensorboard"]["profiles"] == ["tensorboard"]
 
 
+def test_all_services_run_the_image_of_the_gpu_file_where_it_is_used() -> None:
+    gpu = yaml.safe_load((DOCKER / "compose.gpu.yaml").read_text())["services"]
+    assert gpu.keys() == COMPOSE["services"].keys()
+    assert len({service["image"] for service in gpu.values()}) == 1
+
+
 # docker/node.sh, with a `ray` that only prints its arguments.
 
 
@@ -142,6 +148,24 @@ def test_node_offers_what_it_is_told_and_its_object_store_fits_shared_memory(
     store = int(re.search(r"--object-store-memory=(\d+)", done.stdout).group(1))  # type: ignore[union-attr]
     shm = os.statvfs("/dev/shm")
     assert 0 < store < shm.f_blocks * shm.f_frsize
+
+
+def test_shared_memory_too_small_for_ray_is_one_line(node: Any, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("secret")
+    df = tmp_path / "bin" / "df"
+    df.write_text("#!/bin/sh\necho Avail\necho 67108864\n")  # 64 MiB, Docker's default
+    df.chmod(0o755)
+    done = node("worker", "head:6379", token=tmp_path / "token")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("rayssl-node: expected 84 MiB or more in /dev/shm, got 64. Pass")
+
+
+def test_token_of_the_environment_needs_no_file(node: Any, tmp_path: Path) -> None:
+    for words in (("head",), ("worker", "head:6379")):
+        done = node(*words, token=tmp_path / "none", RAY_AUTH_TOKEN="secret")
+        assert done.returncode == 0
+        assert "ray start" in done.stdout
+    assert not (tmp_path / "none").exists()
 
 
 def test_token_that_cannot_be_written_or_an_unknown_part_is_one_line(
