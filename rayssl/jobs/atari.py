@@ -156,6 +156,14 @@ class AtariJob(Job):
         """Raises ValueError for settings that do not fit."""
         check_run(settings)
 
+    def plain(self, settings: AtariRun) -> AtariRun:
+        """Returns the settings as they act, with the game by one of its names."""
+        plain: AtariRun = super().plain(settings)
+        try:
+            return replace(plain, game=rom_id(plain.game))
+        except ValueError:  # unknown, as `check` says
+            return plain
+
     def trainable(self, trials: Sequence[AtariRun]) -> Any:
         """Returns the trainable."""
         return TrialOfAtari
@@ -227,7 +235,7 @@ class AtariJob(Job):
     def typical_seconds(self, settings: AtariRun) -> tuple[float, str]:
         """Returns what a step took in the first Pong runs of RESULTS.md, with its evaluations."""
         updates = 1 if settings.aux_task == "none" else 1 + 1 / settings.aux_every
-        seconds = 0.0106 * updates * settings.replay_ratio / 0.25
+        seconds = 0.0106 * updates * settings.replay_ratio / 0.25 * settings.batch_size / 32
         source = "Pong in RESULTS.md, one core of an AMD EPYC (Zen 4)"
         games, about = self._evaluations(settings)
         return seconds + games, source + about
@@ -254,16 +262,16 @@ class AtariJob(Job):
         return seconds, f"; evaluations at {a_game:g} s a game: results/paper-*-first"
 
     def alike(self, saved: Mapping[str, Any], settings: AtariRun) -> bool:
-        """Returns whether network, workers, updates and the presence of a head are the same."""
+        """Returns whether network, arithmetic, workers, updates and pretext task are the same."""
         if not isinstance(saved.get("game"), str):
             return False
         names = (
-            "network", "num_workers", "envs_per_worker", "replay_ratio", "frame_size",
-            "prioritized", "evaluate_every", "evaluation_games",
+            "network", "num_workers", "envs_per_worker", "replay_ratio", "batch_size", "frame_size",
+            "prioritized", "evaluate_every", "evaluation_games", "aux_task", "aux_every",
+            "compute_dtype",
         )  # fmt: skip
         usual = asdict(AtariRun())  # of what older logs do not name
-        plain = (saved.get("aux_task") == "none") == (settings.aux_task == "none")
-        return plain and all(saved.get(k, usual.get(k)) == getattr(settings, k) for k in names)
+        return all(saved.get(k, usual.get(k)) == getattr(settings, k) for k in names)
 
 
 JOB = AtariJob()

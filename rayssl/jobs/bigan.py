@@ -118,7 +118,8 @@ class TrialOfFeatureLearner(FeatureLearner):
         """
         trial: BiganTrial = JOB.from_json(config)
         own = {key: config.get(key) for key in ("restore_from", "adapts")}
-        super().setup(trial.config() | own | {"num_cpus": config["cpus"]}, data[_source(trial)])
+        images = data.get(_source(trial)) or trial.data()  # a searcher may mix sources
+        super().setup(trial.config() | own | {"num_cpus": config["cpus"]}, images)
 
 
 def _source(trial: BiganTrial) -> tuple[str, str, bool, int]:

@@ -68,9 +68,8 @@ class TrialOfClassifier(ImageClassifier):
         """
         settings: MnistTrial = JOB.from_json(config)
         own = {key: config.get(key) for key in ("restore_from", "adapts")}
-        super().setup(
-            settings.classifier() | own | {"num_cpus": config["cpus"]}, data[_source(settings)]
-        )
+        images = data.get(_source(settings)) or settings.data()  # a searcher may mix sources
+        super().setup(settings.classifier() | own | {"num_cpus": config["cpus"]}, images)
 
 
 def _source(settings: MnistTrial) -> tuple[str, str, bool]:
@@ -137,15 +136,17 @@ class MnistJob(EpochJob):
 
     def typical_seconds(self, settings: MnistTrial) -> tuple[float, str]:
         """Returns what an epoch took in RESULTS.md's first run of MNIST, for as many images."""
-        images = len(settings.data().train_x)
+        images = len(settings.data().first(settings.train_images).train_x)
         seconds = 45.0 if settings.aux_task == "none" else 105.0
         return seconds * images / 60_000, "MNIST in RESULTS.md, one core of an AMD EPYC (Zen 4)"
 
     def alike(self, saved: Mapping[str, Any], settings: MnistTrial) -> bool:
-        """Returns whether data set and protocol are the same; the head decides by itself."""
-        own = {"dataset": settings.dataset, "protocol": settings.protocol}
+        """Returns whether images, batches and protocol are the same; the head decides by itself."""
+        names = ("dataset", "train_images", "batch_size", "protocol")
+        own = {name: getattr(settings, name) for name in names}
+        usual = dataclasses.asdict(MnistTrial())  # of what a log does not name
         plain = (saved.get("aux_task") == "none") == (settings.aux_task == "none")
-        return plain and all(saved.get(k) in (v, [v]) for k, v in own.items())
+        return plain and all(saved.get(k, usual[k]) in (v, [v]) for k, v in own.items())
 
 
 JOB = MnistJob()
