@@ -10,6 +10,7 @@ with --resume: on a laptop trainings run one after another, on a cluster or a la
 side. Ends with Table IV and Figure 10; experiments/report.py reads the folder at any time.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -39,9 +40,10 @@ from rayssl.cli import (
     remove_empty,
 )
 from rayssl.evaluation import export_agent
+from rayssl.files import hold
 from rayssl.jobs import find_job
 from rayssl.results import PAPER_CODE
-from rayssl.rllib.start import ray_address, record_start, start_ray
+from rayssl.rllib.start import check_shared, ray_address, record_start, start_ray
 from rayssl.sweeps.axes import Trial
 from rayssl.sweeps.folder import FINISHED, SWEEP, TABLE, SweepFolder, read_trials
 from rayssl.sweeps.paper import GAMES, Arm, ProtocolName, paper_trials
@@ -247,7 +249,8 @@ def export(arm: Sequence[Trial], folder: SweepFolder, into: Path, games: int) ->
     Where none has finished, or none of those has a whole checkpoint, the first seed that has one
     stands for the arm. Prints which, of how many steps, and what was passed over.
     """
-    for trial in sorted(arm, key=lambda trial: folder.row(trial.name)["status"] != FINISHED):
+    finished = [trial for trial in arm if has_finished(folder, trial)]
+    for trial in sorted(arm, key=lambda trial: trial not in finished):
         row = folder.row(trial.name)
         found = folder.job.newest_checkpoint(folder.of(trial.name))
         if found is None:
@@ -255,7 +258,7 @@ def export(arm: Sequence[Trial], folder: SweepFolder, into: Path, games: int) ->
             continue
         checkpoint, steps = found
         export_agent(checkpoint, into / trial.name)
-        unfinished = "" if row["status"] == FINISHED else f" ({row['status']})"
+        unfinished = "" if trial in finished else f" ({row['status']})"
         print(
             f"agent of {steps:,} of {row['planned']:,} steps{unfinished}: {into / trial.name}",
             flush=True,
@@ -268,8 +271,19 @@ def export(arm: Sequence[Trial], folder: SweepFolder, into: Path, games: int) ->
         return
 
 
+def has_finished(folder: SweepFolder, trial: Trial) -> bool:
+    """Returns whether a training was noted as finished, or its driver died just before that."""
+    return folder.row(trial.name)["status"] == FINISHED or sweep.is_at_its_end(folder, trial)
+
+
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Runs what is asked for and returns the rows of trials.csv."""
+    with contextlib.ExitStack() as held:
+        return run_paper(argv, held)
+
+
+def run_paper(argv: Sequence[str] | None, held: contextlib.ExitStack) -> list[dict[str, Any]]:
+    """Is `main`, which gives back what is `held` at the end."""
     made: list[Path] = []
     started_here = False
     try:
@@ -278,12 +292,17 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         left = 0 if run.publish else len(own.waiting)
         if not run.dry_run:
             made = check_writable(run.publish or own.folder.path)
+            held.enter_context(hold(run.publish or own.folder.path))
+            if run.publish is None:
+                sweep.note_ends(own.folder)
             if run.publish and own.folder.trials:
                 made = [*check_writable(agents_folder(run.publish)), *made]
         if left:
             started_here = not ray.is_initialized()
             if started_here:
                 start_ray(ray_address(run.address))
+            if not run.dry_run:
+                check_shared(own.folder.path)
             try:
                 where, about = sweep.place(own.run, own.folder.job, own.plan.examples(), left)
                 at_once = where.at_once

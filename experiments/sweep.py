@@ -8,9 +8,11 @@
 Ends with a table of all trials; the same stands in trials.csv (docs/results.md).
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -28,10 +30,11 @@ import ray
 import tyro
 
 from rayssl.cli import check_name, check_writable, provenance, refuse, remove_empty, value_of
-from rayssl.jobs import Job, available_jobs, find_job
+from rayssl.files import hold
+from rayssl.jobs import Fit, Job, available_jobs, find_job
 from rayssl.report import markdown_table
 from rayssl.rllib.resources import count_fitting, free_after_ended, total_cpus
-from rayssl.rllib.start import ray_address, start_ray, with_starts
+from rayssl.rllib.start import check_shared, ray_address, start_ray, with_starts
 from rayssl.rllib.stopping import stop_on_signals
 from rayssl.sweeps.axes import (
     Axes,
@@ -72,6 +75,7 @@ from rayssl.sweeps.tuning import (
 logging.getLogger("ray.rllib").setLevel(logging.ERROR)  # a page about API stacks at every start
 UNFINISHED = 75  # exit code: run the same command with --resume to go on
 SAMPLES = 20  # that random and Optuna draw where the line does not say
+MOST_COUNTED = 1_000  # combinations of lists; of more, none is left over by a search
 MOST_CPUS = 8  # of a trial's own process: more threads do not make these small networks faster
 
 
@@ -87,7 +91,8 @@ class SweepRun:
     job: tyro.conf.Positional[str] = ""
     """atari, mnist, ...: the files in rayssl/jobs/."""
     set: tuple[str, ...] = ()
-    """Settings of the job by name, NAME=VALUE,VALUE: the same as --NAME VALUE VALUE."""
+    """Settings of the job by name, NAME=VALUE,VALUE: the same as --NAME VALUE VALUE. Semicolons
+    separate values that hold commas: aux_weight=0.5,0.1;1,1 for permutation+inverse."""
     preset: str | None = None
     """Starting values of the job's settings; the job's defaults if left out."""
     seeds: int = 1
@@ -188,13 +193,33 @@ def split_words(words: Sequence[str], job: str | None) -> tuple[list[str], tuple
         name, equals, values = each.partition("=")
         if not equals:
             raise ValueError(f"--set expected NAME=VALUE,VALUE, got '{each}'.")
-        settings.setdefault(name.replace("-", "_"), []).extend(values.split(","))
+        settings.setdefault(name.replace("-", "_"), []).extend(split_values(values))
     for name, given in settings.items():
         if not given and kinds.get(name) is bool:
             given.append("true")
     if "--help" in words:
         return rest, ()
-    return rest, tuple(f"{name}={','.join(values)}" for name, values in settings.items())
+    combined = any("+" in task for task in settings.get("aux_task", ()))
+    return rest, tuple(
+        f"{name}={join_values(values, whole=combined and name == 'aux_weight')}"
+        for name, values in settings.items()
+    )
+
+
+def split_values(text: str) -> list[str]:
+    """Returns the values of `VALUE,VALUE`, or of `VALUE;VALUE`, where a value may hold commas."""
+    return text.split(";" if ";" in text else ",")
+
+
+def join_values(values: Sequence[str], whole: bool) -> str:
+    """Returns the text that `split_values` takes apart.
+
+    Args:
+      whole: a comma within a value does not separate two.
+    """
+    if any(";" in value for value in values) or (whole and any("," in v for v in values)):
+        return ";".join([*values, ""])
+    return ",".join(values)
 
 
 def read_sweep(folder: Path) -> dict[str, Any]:
@@ -210,7 +235,8 @@ def read_sweep(folder: Path) -> dict[str, Any]:
     try:
         saved: dict[str, Any] = json.loads(path.read_text())
         version = saved["version"]
-        _ = saved["job"], saved["settings"], saved["trials"]
+        _ = saved["job"], {**saved["settings"]}
+        _ = [(each["trial"], each["group"], {**each["settings"]}) for each in saved["trials"]]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}). Start anew with --name.") from error
     if version != VERSION:
@@ -223,7 +249,8 @@ def _options(saved: dict[str, Any]) -> dict[str, Any]:
     known = {f.name for f in dataclasses.fields(SweepRun)}
     values: dict[str, Any] = {k: v for k, v in saved.items() if k in known}
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    return values | {"results_dir": Path(values["results_dir"]), "resume": None}
+    folder = Path(values.get("results_dir", SweepRun.results_dir))
+    return values | {"results_dir": folder, "resume": None}
 
 
 def check_options(run: SweepRun, job: Job, axes: Axes) -> None:
@@ -234,6 +261,10 @@ def check_options(run: SweepRun, job: Job, axes: Axes) -> None:
         if value is not None and not value >= least:
             raise ValueError(f"--{name.replace('_', '-')} must be {least} or more, got {value}.")
     check_name(run.name)
+    if run.gpus_per_trial > 1 and run.gpus_per_trial % 1:
+        raise ValueError(
+            f"--gpus-per-trial above 1 must be a whole number, got {run.gpus_per_trial:g}."
+        )
     if run.samples is not None and run.search == "grid":
         raise ValueError("--samples counts what --search random or optuna draws; a grid is whole.")
     changing = several(axes)
@@ -269,10 +300,11 @@ def _check_pbt(run: SweepRun, job: Job, several: Axes) -> None:
             f"--scheduler pbt changes settings while {job.name} trains: vary only "
             f"{', '.join(job.adaptable) or 'none'}, got {', '.join(cannot) or 'nothing'}."
         )
-    if any(isinstance(axis, tuple) and any(isinstance(v, str) for v in axis)
+    if any(isinstance(axis, tuple) and not all(isinstance(v, int | float) for v in axis)
            for axis in several.values()):  # fmt: skip
         raise ValueError(
-            "--scheduler pbt changes numbers: give one aux weight for all tasks of a combination."
+            "--scheduler pbt changes numbers: leave none out, and give one aux weight for all "
+            "tasks of a combination."
         )
     if any(isinstance(axis, tuple) and 0 in axis for axis in several.values()):
         raise ValueError(
@@ -339,13 +371,17 @@ def place(run: SweepRun, job: Job, examples: Sequence[Any], number: int) -> tupl
       ValueError: if one trial alone does not fit: Ray would wait for ever.
     """
     nodes = free_after_ended()
-    largest = max(examples, key=lambda settings: len(job.bundles(settings, 1, 0)))
-    workers = len(job.bundles(largest, 1, 0)) - 1
-    share = int(total_cpus() // max(1, min(number, run.at_once or number))) - workers
-    most = int(max((node.get("CPU", 0) for node in nodes), default=0))
-    cpus = run.cpus_per_trial or max(1, min(MOST_CPUS, share, most))
-    fit = job.fit(largest, cpus, run.gpus_per_trial, nodes)
-    at_once = count_fitting(fit.bundles, nodes, min(number, run.at_once or number))
+    kinds = {repr(job.bundles(settings, 1, 0)): settings for settings in examples}.values()
+    wanted = min(number, run.at_once or number)
+
+    def fitting(cpus: int) -> tuple[int, Fit]:
+        """How many trials of the largest kind fit side by side, and what each of them gets."""
+        fits = [job.fit(settings, cpus, run.gpus_per_trial, nodes) for settings in kinds]
+        counts = [count_fitting(fit.bundles, nodes, wanted) for fit in fits]
+        return min(zip(counts, fits, strict=True), key=lambda found: found[0])
+
+    cpus = run.cpus_per_trial or 1
+    at_once, fit = fitting(cpus)
     if at_once == 0:
         need = "; ".join(_amounts(bundle) for bundle in fit.bundles)
         there = "; ".join(_amounts({k: n.get(k, 0) for k in fit.bundles[0]}) for n in nodes)
@@ -353,6 +389,15 @@ def place(run: SweepRun, job: Job, examples: Sequence[Any], number: int) -> tupl
             f"A trial needs {need}, and no node has the room. Free on each: {there}. Lower "
             "--cpus-per-trial, --gpus-per-trial or the job's memory, or use a larger cluster."
         )
+    if run.cpus_per_trial is None:
+        workers = max(len(job.bundles(settings, 1, 0)) for settings in kinds) - 1
+        share = min(MOST_CPUS, int(total_cpus() // at_once) - workers)
+        for more in range(share, 1, -1):
+            with contextlib.suppress(ValueError):  # no node has so many
+                count, wider = fitting(more)
+                if count == at_once:
+                    cpus, fit = more, wider
+                    break
     text = f"each trial gets {'; '.join(_amounts(b) for b in fit.bundles)}; "
     text += "one runs after another" if at_once == 1 else f"{at_once} run at once"
     if run.cpus_per_trial is None and at_once > 1 and cpus == 1:
@@ -418,7 +463,7 @@ def prepare(run: SweepRun, saved: dict[str, Any] | None) -> Sweep:
     """
     job = find_job(run.job)
     axes = dict(
-        parse_axis(job, name, values.split(","))
+        parse_axis(job, name, split_values(values))
         for name, _, values in (each.partition("=") for each in run.set)
     )
     check_options(run, job, axes)
@@ -433,10 +478,25 @@ def prepare(run: SweepRun, saved: dict[str, Any] | None) -> Sweep:
     waiting = still_to_run(folder)
     first = len({t.group for t in planned.trials})
     drawn = len({t.group for t in folder.trials if t.group >= first})
-    further = ((run.samples or SAMPLES) - drawn) * run.seeds if run.search == "optuna" else 0
+    further = 0
+    if run.search == "optuna":
+        left = min(run.samples or SAMPLES, combinations(job, planned, axes)) - drawn
+        further = max(0, left) * run.seeds
     if saved and (waiting or further):
         check_resumed(folder)
     return Sweep(run, axes, planned, folder, waiting, first, further)
+
+
+def combinations(job: Job, planned: Plan, axes: Axes) -> int:
+    """Returns how many points of these axes a searcher may propose; endless where one is a range.
+
+    Points that act alike are one, and those of the baseline are not proposed again.
+    """
+    lists = [axis for axis in axes.values() if isinstance(axis, tuple)]
+    if len(lists) < len(axes) or math.prod(map(len, lists)) > MOST_COUNTED:
+        return sys.maxsize
+    points = grid_points(axes)
+    return len(trials_of_points(job, planned.base, axes, points, [0], planned.trials))
 
 
 def check_resumed(folder: SweepFolder) -> None:
@@ -450,6 +510,12 @@ def check_resumed(folder: SweepFolder) -> None:
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Runs the sweep of a command line and returns the rows of its table."""
+    with contextlib.ExitStack() as held:
+        return run_sweep(argv, held)
+
+
+def run_sweep(argv: Sequence[str] | None, held: contextlib.ExitStack) -> list[dict[str, Any]]:
+    """Is `main`, which gives back what is `held` at the end."""
     made: list[Path] = []
     started_here = False
     try:
@@ -458,10 +524,14 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         asked = len(folder.trials) + sweep.further
         if not run.dry_run:
             made = check_writable(folder.path)
+            held.enter_context(hold(folder.path))
+            note_ends(folder)
         if left:
             started_here = not ray.is_initialized()
             if started_here:
                 start_ray(ray_address(run.address))
+            if not run.dry_run:
+                check_shared(folder.path)
             where, about = place(run, folder.job, sweep.plan.examples(), left)
     except (ValueError, OSError, MemoryError) as error:
         remove_empty(made)
@@ -471,7 +541,11 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
         print_estimate(sweep, where.at_once)
     elif left:
         print(f"{left} trials to run -> {folder.path}\n{about}", flush=True)
-        go(sweep, where)
+        try:
+            asked = asked if go(sweep, where) else len(folder.trials)
+        except KeyboardInterrupt:
+            print(f"\nstopped; go on with --resume {folder.path}", file=sys.stderr)
+            raise SystemExit(UNFINISHED) from None
     if started_here:
         ray.shutdown()
     if run.dry_run:
@@ -479,8 +553,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     return finish(folder, undrawn=asked - len(folder.trials))
 
 
-def go(sweep: Sweep, where: Place) -> None:
-    """Runs what is left of a sweep."""
+def go(sweep: Sweep, where: Place) -> bool:
+    """Runs what is left of a sweep; returns False where a searcher finds nothing new to propose."""
     run, folder = sweep.run, sweep.folder
     options = dataclasses.replace(run, resume=None, dry_run=False)
     made = with_starts(folder.path / SWEEP, provenance(options))
@@ -498,17 +572,30 @@ def go(sweep: Sweep, where: Place) -> None:
         made=made, scheduler=run.scheduler, draws=draws, further=sweep.further,
         seed=run.search_seed, callbacks=[make_tracker(name, folder.path) for name in run.log],
     )  # fmt: skip
+    if draws is None or not draws.exhausted:
+        return True
+    print("Optuna proposes nothing but what has run already: the search ends here", flush=True)
+    return False
 
 
 def still_to_run(folder: SweepFolder) -> list[Trial]:
-    """Returns the trials that are not over; one whose last checkpoint is of its end is now."""
+    """Returns the trials that are not over, nor have a checkpoint of their end."""
+    return [t for t in folder.trials if not folder.is_over(t) and not is_at_its_end(folder, t)]
+
+
+def is_at_its_end(folder: SweepFolder, trial: Trial) -> bool:
+    """Returns whether a trial has a checkpoint and a row of its last step."""
+    if not folder.of(trial.name).is_dir():
+        return False
+    found, row = folder.job.newest_checkpoint(folder.of(trial.name)), folder.row(trial.name)
+    return found is not None and bool(min(found[1], row["done"]) >= row["planned"])
+
+
+def note_ends(folder: SweepFolder) -> None:
+    """Notes as finished what a driver that was killed could not."""
     for trial in folder.trials:
-        if not folder.is_over(trial) and folder.of(trial.name).is_dir():
-            checkpoint = folder.job.newest_checkpoint(folder.of(trial.name))
-            row = folder.row(trial.name)
-            if checkpoint and min(checkpoint[1], row["done"]) >= row["planned"]:
-                folder.end(trial.name, FINISHED)
-    return [trial for trial in folder.trials if not folder.is_over(trial)]
+        if not folder.is_over(trial) and is_at_its_end(folder, trial):
+            folder.end(trial.name, FINISHED)
 
 
 def print_estimate(sweep: Sweep, at_once: int) -> None:

@@ -1,5 +1,9 @@
-"""A file that is there under its name only when it is whole."""
+"""Files that are there under their names only when they are whole; folders of one process."""
 
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -16,3 +20,27 @@ def write_whole(path: Path, content: str | bytes) -> None:
     part = path.with_name(path.name + ".part")
     part.write_bytes(content.encode() if isinstance(content, str) else content)
     part.replace(path)
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Keeps other processes that ask for it out of a folder meanwhile; a kill gives it back.
+
+    Where the file system has no locks, as some network folders, it keeps nobody out.
+
+    Raises:
+      BlockingIOError: if another process has it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(
+                f"Another process is at work in {folder}. Wait for its end, or stop it."
+            ) from None
+        except OSError:  # no locks here
+            pass
+        yield
+    finally:
+        os.close(handle)

@@ -138,11 +138,14 @@ def test_folder_stopped_while_random_played_can_be_published(
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
+    checked: list[Path] = []
+    monkeypatch.setattr(paper, "check_shared", checked.append)
     monkeypatch.setattr(paper, "play_random", killed)
     monkeypatch.setattr(paper.sweep, "place", lambda *_: (SimpleNamespace(at_once=1), ""))
     monkeypatch.setattr(paper.ray, "is_initialized", lambda: True)
     with pytest.raises(SystemExit, match="75"):
         paper.main(["--results-dir", str(tmp_path)])
+    assert checked == [tmp_path / "paper"]  # that all nodes see it
     assert f"go on with --resume {tmp_path / 'paper'}" in capsys.readouterr().err
     paper.main(["--resume", str(tmp_path / "paper"), "--publish", str(tmp_path / "published")])
     assert [path.name for path in (tmp_path / "published").iterdir()] == ["settings.json"]
@@ -251,6 +254,7 @@ def test_dry_run_for_a_gpu_prints_its_estimate_and_source_on_a_machine_without_o
         raise ValueError("no node has 0.05 GPUs free.")
 
     monkeypatch.setattr(paper.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(paper, "check_shared", lambda folder: None)
     monkeypatch.setattr(paper.sweep, "place", no_room)
     words = ["--results-dir", str(tmp_path), "--gpus-per-trial", "0.05", "--protocols", "strict",
              "--steps", "200000", "--evaluation-games", "1"]  # fmt: skip

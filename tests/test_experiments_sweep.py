@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from experiments import sweep
 from rayssl.evaluation import load_agent
+from rayssl.files import hold
 from rayssl.report import read_epochs, read_run
 from rayssl.rllib.stopping import StopAtSteps
 from rayssl.sweeps import tuning
@@ -41,6 +42,7 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(sweep.ray, "shutdown", lambda: None)
     monkeypatch.setattr(sweep, "start_ray", lambda address: None)
+    monkeypatch.setattr(sweep, "check_shared", lambda folder: None)
     monkeypatch.setattr(sweep, "free_after_ended", lambda: [{"CPU": 2.0, "memory": 8e9}])
     monkeypatch.setattr(sweep, "total_cpus", lambda: 2.0)
     monkeypatch.setattr("rayssl.jobs.atari.total_cpus", lambda: 2.0)
@@ -104,6 +106,11 @@ def refused(
          "Trial joint-s0 cannot work: optimizers='separate' needs two losses"),
         (["atari", "--cpus-per-trial", "3"], "3 CPU, 1.4 GB asked for by the algorithm's own"),
         ([*DIGITS, "--cpus-per-trial", "3"], "A trial needs 3 CPU, 0.7 GB, and no node has the"),
+        ([*DIGITS, "--gpus-per-trial", "1.5"], "above 1 must be a whole number, got 1.5."),
+        (["bigan", "--scheduler", "pbt", "--lr", "none", "1e-4"], "numbers: leave none out"),
+        (["atari", "--aux-task", "permutation+inverse", "--aux-weight", "0.5,0.1,1"],
+         "Trial w0.5_0.1_1-s0 cannot work: "),
+        (["atari", "--replay-capacity", "10000", "9000000"], "1 CPU, 64.3 GB asked for by the alg"),
         ([*DIGITS, "--gpus-per-trial", "1"], "Free on each: 2 CPU, 8.0 GB, 0 GPU."),
     ],
 )  # fmt: skip
@@ -145,7 +152,101 @@ def test_option_that_nobody_knows_is_refused_with_code_2(
     assert "Near: lr" in refused(*DIGITS, "--lrr", "1")
 
 
+def test_folder_that_not_all_nodes_see_is_one_line_before_the_start(
+    refused: Refuse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(folder: Path) -> None:
+        raise OSError(f"Expected {folder.name} to be one folder that all 2 nodes can write")
+
+    monkeypatch.setattr(sweep, "check_shared", missing)
+    err = refused(*DIGITS, "--aux-weight", "0", "1")
+    assert err == "error: Expected mnist-sweep to be one folder that all 2 nodes can write\n"
+
+
+def test_folder_of_a_sweep_that_is_under_way_is_left_alone(refused: Refuse, tmp_path: Path) -> None:
+    (tmp_path / "results" / "local" / "mnist-sweep").mkdir(parents=True)
+    with hold(tmp_path / "results" / "local" / "mnist-sweep"):
+        err = refused(*DIGITS, "--aux-weight", "0", "1")
+    expected = "Another process is at work in results/local/mnist-sweep."
+    assert err == f"error: {expected} Wait for its end, or stop it.\n"
+
+
+def test_second_ctrl_c_ends_with_the_code_to_go_on(
+    no_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def stopped(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep, "run_trials", stopped)
+    monkeypatch.setattr(sweep, "stop_on_signals", lambda message: None)
+    with pytest.raises(SystemExit) as stop:
+        sweep.main([*DIGITS, "--results-dir", str(tmp_path)])
+    assert stop.value.code == sweep.UNFINISHED
+    expected = f"\nstopped; go on with --resume {tmp_path / 'mnist-sweep'}\n"
+    assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"trials": None}, {"trials": [{"trial": "a"}]}, {"settings": []}, {"version": None}],
+)
+def test_damaged_sweep_json_is_one_line(
+    damage: dict[str, Any], tmp_path: Path, refused: Refuse
+) -> None:
+    trial = {"trial": "a", "group": 0, "settings": {"seed": 0}}
+    saved = {"version": 1, "job": "mnist", "settings": {}, "trials": [trial]} | damage
+    (tmp_path / "sweep.json").write_text(json.dumps(saved))
+    assert "sweep.json" in refused("--resume", str(tmp_path))
+
+
 # Dry run
+
+
+def test_weights_of_a_combination_stay_together_and_several_are_swept(
+    no_ray: None, tmp_path: Path
+) -> None:
+    words = ("--aux-task", "permutation+inverse", "--aux-weight", "0.5,0.1", "1")
+    rows = sweep.main(["atari", *words, "--results-dir", str(tmp_path), "--dry-run"])
+    assert [row["aux_weight"] for row in rows] == [0.0, "0.5,0.1", 1.0]
+    alone = ("--set", "aux_task=permutation+inverse", "--set", "aux_weight=0.5,0.1;")
+    rows = sweep.main(["atari", *alone, "--results-dir", str(tmp_path), "--dry-run"])
+    assert [row["aux_weight"] for row in rows] == [0.0, "0.5,0.1"]
+
+
+def test_names_of_one_game_are_one_game(no_ray: None, tmp_path: Path) -> None:
+    words = ("--aux-task", "none", "--game", "pong", "Pong", "ALE/Pong-v5")
+    rows = sweep.main(["atari", *words, "--results-dir", str(tmp_path), "--dry-run"])
+    assert [row["trial"] for row in rows] == ["none-gamepong-s0"]
+
+
+def test_optuna_is_asked_for_no_more_than_its_lists_have(
+    no_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (*DIGITS, "--search", "optuna", "--aux-weight", "0", "0.3", "1", "--seeds", "2")
+    sweep.main([*words, "--results-dir", str(tmp_path), "--dry-run"])
+    assert "up to 4 more trials, as Optuna proposes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("node", "words", "text"),
+    [
+        ({"CPU": 16.0, "memory": 3e9}, (), "each trial gets 8 CPU, 1.4 GB; 2 run at once\n"),
+        ({"CPU": 16.0, "memory": 64e9, "GPU": 1.0}, ("--gpus-per-trial", "1"),
+         "each trial gets 8 CPU, 1.4 GB, 1 GPU; one runs after another\n"),
+        ({"CPU": 16.0, "memory": 64e9}, (), "each trial gets 1 CPU, 1.4 GB; 16 run at once (fa"),
+    ],
+)  # fmt: skip
+def test_cores_that_memory_or_gpus_leave_over_are_shared_out(
+    node: dict[str, float], words: tuple[str, ...], text: str, no_ray: None, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    for owner in ("experiments.sweep", "rayssl.jobs.atari"):
+        monkeypatch.setattr(f"{owner}.total_cpus", lambda: node["CPU"])
+    monkeypatch.setattr(sweep, "free_after_ended", lambda: [node])
+    options = ["--seeds", "20", *words, "--results-dir", str(tmp_path), "--dry-run"]
+    sweep.main(["atari", "--aux-task", "none", *options])
+    assert text in capsys.readouterr().out
 
 
 def test_dry_run_tells_trials_resources_and_time_and_writes_nothing(
@@ -160,7 +261,7 @@ def test_dry_run_tells_trials_resources_and_time_and_writes_nothing(
     assert [row["trial"] for row in rows[:3]] == ["w0-lr1-s0", "w0-lr0.5-s0", "w0.5-lr1-s0"]
     assert "| w0.5-lr0.5-s1 | waiting | 1    | rotation | 0.5        | 0.5 |" in out
     assert "each trial gets 1 CPU, 0.7 GB; 2 run at once (faster than" in out
-    assert "about 1.7 minutes, give or take a factor of two:" in out
+    assert "about 14 seconds, give or take a factor of two:" in out
     assert "for 1 epoch, with it: MNIST in RESULTS.md" in out
     assert list(tmp_path.iterdir()) == []
 

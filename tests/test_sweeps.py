@@ -126,6 +126,12 @@ def test_no_baseline_where_the_head_is_not_varied() -> None:
     assert baselines(MNIST, MnistTrial(), axes_of(MNIST, aux_weight="1")) == [{"aux_weight": 0.0}]
 
 
+def test_setting_of_the_head_alone_asks_for_a_baseline_where_it_is_varied() -> None:
+    both, one = axes_of(ATARI, aux_samples="usable all"), axes_of(ATARI, aux_samples="all")
+    assert baselines(ATARI, AtariRun(), both) == [{"aux_weight": 0.0}]
+    assert baselines(ATARI, AtariRun(), one) == []
+
+
 def test_draws_are_repeated_by_their_seed_stay_in_range_and_differ() -> None:
     axes = axes_of(MNIST, aux_weight="log:0.01:3", batch_size="log:8:64", protocol="paper strict")
     drawn = draw_points(axes, 50, seed=1)
@@ -146,6 +152,8 @@ def test_draws_end_where_lists_have_no_more_combinations() -> None:
 def test_log_range_is_uniform_in_the_logarithm() -> None:
     assert [LogRange(0.01, 100).at(share) for share in (0, 0.25, 0.5, 1)] == [0.01, 0.1, 1, 100]
     assert LogRange(1, 16, whole=True).at(0.5) == 4
+    (whole,) = axes_of(ATARI, batch_size="log:1.2:4.8").values()
+    assert whole == LogRange(2, 4, whole=True)
 
 
 def test_end_points_have_both_ends_and_every_listed_value() -> None:
@@ -174,6 +182,7 @@ def test_end_points_have_both_ends_and_every_listed_value() -> None:
         ("lr", "log:0:1", "--lr expected 0 < FROM < TO in log:FROM:TO, got log:0:1."),
         ("lr", "log:1", "--lr expected log:FROM:TO, got log:1."),
         ("game", "log:1:2", "--game takes no range: its values are not numbers."),
+        ("batch_size", "log:1.2:1.8", "draws whole numbers: log:1.2:1.8 holds no two of them."),
     ],
 )
 def test_axis_that_cannot_be_is_one_clear_line(name: str, words: str, text: str) -> None:
@@ -384,6 +393,35 @@ def test_sweep_json_gives_the_trials_back(tmp_path: Path) -> None:
     assert read_trials(MNIST, saved) == folder.trials
     assert saved["axes"] == {"aux_weight": [1.0, 3.0], "lr": {"log": [0.1, 1.0]}}
     assert (saved["version"], saved["job"], saved["unit"]) == (1, "mnist", "epoch")
+
+
+@pytest.mark.parametrize("table", ["a;b\n1;2\n", "a,b\n1,2\n", "\ufefftrial,wall_s\na,soon\n"])
+@pytest.mark.parametrize("status", ["[]", '{"status": "finished", "wall_s": null}', "{"])
+def test_damaged_table_or_status_costs_only_what_stood_in_it(
+    table: str, status: str, tmp_path: Path
+) -> None:
+    trial = Trial("a", MnistTrial(epochs=2), 0)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "epochs.jsonl").write_text(epoch(trial, 1, 0.75))
+    (tmp_path / "a" / "status.json").write_text(status)
+    (tmp_path / "trials.csv").write_text(table, encoding="utf-8")
+    folder = SweepFolder(tmp_path, MNIST)
+    folder.add([trial], {})
+    row = folder.row("a")
+    assert (row["done"], row["final"], row["wall_s"], row["attempts"]) == (1, 0.75, 0, 0)
+    assert row["status"] == (FINISHED if "finished" in status else WAITING)
+
+
+def test_optuna_ends_where_it_proposes_nothing_new(tmp_path: Path) -> None:
+    axes = axes_of(MNIST, aux_weight="0.5 1")
+    base = MnistTrial(dataset="digits", epochs=1)
+    folder = SweepFolder(tmp_path, MNIST)
+    draws = OptunaDraws(folder, base, axes, [0], samples=9, seed=0, first_group=0)
+    for _ in range(2):
+        folder.add(draws.draw(), axes)
+    assert not draws.exhausted
+    assert draws.draw() == []
+    assert draws.exhausted
 
 
 def test_two_trials_of_one_name_are_refused(tmp_path: Path) -> None:

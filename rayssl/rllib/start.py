@@ -44,9 +44,13 @@ def start_ray(address: str) -> None:
             ray.shutdown()
             if attempt == 2 or address != "local":
                 raise ConnectionError(
-                    f"Ray did not start at '{address}': {str(error).splitlines()[0]} Check the "
+                    f"Ray did not start at '{address}': {_first_line(error)} Check the "
                     "address, that the cluster is up, and its token (RAY_AUTH_TOKEN_PATH)."
                 ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 @contextlib.contextmanager
@@ -131,6 +135,12 @@ def record_start(folder: Path, new: dict[str, Any]) -> None:
 
 
 def with_starts(path: Path, new: dict[str, Any]) -> dict[str, Any]:
-    """Returns `rayssl.cli.provenance` with the starts that the file at `path` has, and this one."""
-    starts = json.loads(path.read_text()).get("starts", []) if path.exists() else []
+    """Returns `rayssl.cli.provenance` with the starts that the file at `path` has, and this one.
+
+    A damaged file has none.
+    """
+    try:
+        starts = list(json.loads(path.read_text()).get("starts", []))
+    except (OSError, ValueError, AttributeError, TypeError):
+        starts = []
     return new | {"starts": [*starts, {k: new[k] for k in ("command", "commit", "started")}]}

@@ -130,7 +130,8 @@ def baselines(job: Job, base: Any, axes: Axes) -> list[dict[str, Any]]:
     None where no setting of the pretext head is an axis. A range has no single partner: there the
     baseline keeps the value that every trial starts from.
     """
-    if not set(AUX_SETTINGS) & set(axes) or not hasattr(base, "aux_weight"):
+    varied_of_head = {*AUX_SETTINGS, *(set(job.aux_only) & set(several(axes)))}
+    if not varied_of_head & set(axes) or not hasattr(base, "aux_weight"):
         return []
     others = {
         name: axis
@@ -278,7 +279,14 @@ def _log_range(option: str, words: Sequence[str], kind: Any) -> LogRange:
         raise ValueError(f"{option} expected log:FROM:TO, got {words[0]}.") from None
     if not 0 < low < high < math.inf:
         raise ValueError(f"{option} expected 0 < FROM < TO in log:FROM:TO, got {words[0]}.")
-    return LogRange(low, high, whole=numbers == {int})
+    if numbers != {int}:
+        return LogRange(low, high)
+    whole = LogRange(math.ceil(low), math.floor(high), whole=True)
+    if not whole.low < whole.high:
+        raise ValueError(
+            f"{option} draws whole numbers, got {words[0]}, which holds no two of them."
+        )
+    return whole
 
 
 def _kinds(kind: Any) -> tuple[Any, ...]:

@@ -21,6 +21,7 @@ WAITING, RUNNING, FINISHED = "waiting", "running", "finished"
 STOPPED, FAILED, LOST = "stopped", "failed", "lost"
 STATUSES: Final = (WAITING, RUNNING, FINISHED, STOPPED, FAILED, LOST)
 OVER: Final = (FINISHED, STOPPED, FAILED)  # never run again
+COUNTS: Final = ("done", "wall_s", "attempts")  # numbers in status.json
 WRITE_EVERY_S = 3.0
 
 
@@ -47,8 +48,9 @@ class SweepFolder:
         """Returns how a trial ended, as status.json has it; empty if it has not."""
         try:
             found: dict[str, Any] = json.loads((self.of(name) / STATUS).read_text())
-            return found
-        except (OSError, ValueError):
+            known = found["status"] in OVER + (LOST,)
+            return found | {key: _count(found.get(key)) for key in COUNTS} if known else {}
+        except (OSError, ValueError, KeyError, TypeError):  # not there, or damaged
             return {}
 
     def is_over(self, trial: Trial) -> bool:
@@ -166,11 +168,17 @@ class SweepFolder:
         }
         row |= {name: getattr(settings, name) for name in self._extra}
         row |= {
-            "unit": job.unit, "done": 0, "planned": job.planned(settings), "metric": job.metric,
-            "final": None, "best": None, "reported": None,
-            "wall_s": float(own.get("wall_s", before.get("wall_s") or 0)),
-            "attempts": int(own.get("attempts", before.get("attempts") or 0)), "folder": trial.name,
-        }  # fmt: skip
+            "unit": job.unit,
+            "done": 0,
+            "planned": job.planned(settings),
+            "metric": job.metric,
+            "final": None,
+            "best": None,
+            "reported": None,
+            "wall_s": own.get("wall_s", _count(before.get("wall_s"))),
+            "attempts": int(own.get("attempts", _count(before.get("attempts")))),
+            "folder": trial.name,
+        }
         self._rows[trial.name] = row
         self._measure(trial)
         return row
@@ -187,9 +195,12 @@ class SweepFolder:
         row["reported"] = job.reported(rows, trial.settings)
 
     def _read_table(self) -> dict[str, dict[str, str]]:
-        path = self.path / TABLE
-        lines = path.read_text().splitlines() if path.is_file() else []
-        return {line["trial"]: line for line in csv.DictReader(lines)}
+        """The rows of the last table; none of one that something else has written since."""
+        try:
+            lines = (self.path / TABLE).read_text(encoding="utf-8-sig").splitlines()
+            return {line["trial"]: line for line in csv.DictReader(lines)}
+        except (OSError, ValueError, KeyError, csv.Error):
+            return {}
 
 
 def read_trials(job: Job, saved: dict[str, Any]) -> list[Trial]:
@@ -198,6 +209,14 @@ def read_trials(job: Job, saved: dict[str, Any]) -> list[Trial]:
         Trial(each["trial"], job.from_json(each["settings"]), each["group"])
         for each in saved["trials"]
     ]
+
+
+def _count(value: Any) -> float:
+    """A number of 0 or more, as JSON or a table has it; 0 for anything else."""
+    try:
+        return max(0.0, float(value))
+    except (TypeError, ValueError):
+        return 0.0
 
 
 def _number(value: Any) -> float | None:

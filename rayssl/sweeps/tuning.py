@@ -22,6 +22,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler, pbt
 from ray.tune.search import Searcher
 
+from rayssl.files import write_whole
 from rayssl.jobs import Fit, Job
 from rayssl.rllib.start import record_start
 from rayssl.rllib.stopping import (
@@ -161,6 +162,9 @@ class OptunaDraws:
 
     The state stands in search.pkl, written after each proposal and each answer. It is unpickled on
     a resume, as Tune's own files are: resume only what you trust.
+
+    Attributes:
+      exhausted: twenty proposals in a row were of trials that are there already.
     """
 
     def __init__(
@@ -173,6 +177,7 @@ class OptunaDraws:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._folder, self._base, self._axes, self._seeds = folder, base, axes, seeds
         self._samples, self._first = samples, first_group
+        self.exhausted = False
         self._path = folder.path / "search.pkl"
         space = {name: _distribution(axis) for name, axis in axes.items()}
         mode = folder.job.mode
@@ -199,6 +204,7 @@ class OptunaDraws:
                 self._save()
                 return found
             self._search.on_trial_complete(number, error=True)
+        self.exhausted = True
         return []
 
     def tell(self, group: int) -> None:
@@ -248,7 +254,7 @@ def _distribution(axis: Any) -> Any:
     if not isinstance(axis, LogRange):
         return CategoricalDistribution(axis)
     if axis.whole:
-        return IntDistribution(math.ceil(axis.low), math.floor(axis.high), log=True)
+        return IntDistribution(int(axis.low), int(axis.high), log=True)
     return FloatDistribution(axis.low, axis.high, log=True)
 
 
@@ -469,7 +475,7 @@ class SweepLog(tune.Callback):
         path = self._folder.of(name) / "settings.json"
         saved = json.loads(path.read_text())
         saved["adapted"] = [*saved.get("adapted", []), {"done": progress, **changed}]
-        path.write_text(json.dumps(saved, indent=1))
+        write_whole(path, json.dumps(saved, indent=1))
         values = ", ".join(f"{name} {value:.4g}" for name, value in changed.items())
         self._print(name, f"took over a better trial's weights at {progress:,}, now {values}")
 
