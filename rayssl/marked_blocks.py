@@ -29,7 +29,10 @@ from rayssl.report import cell_text, markdown_table
 from rayssl.results import read_results
 from rayssl.sections import make_page
 
-_BLOCK = re.compile(r"(<!-- report: (.*?) -->\n)(.*?)(<!-- end of report -->)", re.DOTALL)
+HEAD, END = "<!-- report:", "<!-- end of report -->"
+_HEAD_LINE = re.compile(rf"{HEAD} ([^\n]*?) -->\n")
+_BLOCK = re.compile(rf"({_HEAD_LINE.pattern})(.*?)({END})", re.DOTALL)
+_MARK = re.compile(f"{HEAD}|{END}")
 
 
 def remade(text: str, root: Path, *, above: float) -> tuple[str, int]:
@@ -40,8 +43,10 @@ def remade(text: str, root: Path, *, above: float) -> tuple[str, int]:
       root: the folder that the blocks' folders are relative to.
       above: as for `make_page`.
     Raises:
-      ValueError: for a block whose folders hold nothing, or a title that no table has.
+      ValueError: for a block whose folders hold nothing, a title that no table has, or a mark
+        without its other half.
     """
+    _check_marks(text)
     count = 0
 
     def again(match: re.Match[str]) -> str:
@@ -50,6 +55,25 @@ def remade(text: str, root: Path, *, above: float) -> tuple[str, int]:
         return match[1] + _tables(match[2], root, above) + match[4]
 
     return _BLOCK.sub(again, text), count
+
+
+def _check_marks(text: str) -> None:
+    """Raises ValueError unless heads and ends take turns: prose between would count as tables."""
+    opened = 0  # line of the head whose end is to come
+    for mark in _MARK.finditer(text):
+        line = text.count("\n", 0, mark.start()) + 1
+        if mark[0] == END and not opened:
+            raise ValueError(f"Line {line} ends a marked block, but none begins above it. Put "
+                             f"'{HEAD} FOLDERS; TITLE -->' there.")  # fmt: skip
+        if mark[0] == HEAD and opened:
+            break
+        if mark[0] == HEAD and not _HEAD_LINE.match(text, mark.start()):
+            raise ValueError(f"Line {line} begins a marked block, expected '{HEAD} FOLDERS; TITLE "
+                             "-->' and the end of the line.")  # fmt: skip
+        opened = line if mark[0] == HEAD else 0
+    if opened:
+        raise ValueError(f"The marked block of line {opened} has no end: put '{END}' below its "
+                         "tables, or what follows them would be replaced.")  # fmt: skip
 
 
 def _tables(head: str, root: Path, above: float) -> str:

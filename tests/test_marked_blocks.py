@@ -11,6 +11,7 @@ from tests.test_results import write_game
 
 ROOT = Path(__file__).parent.parent
 BLOCK = "# Title\n\n<!-- report: runs; Runs of games -->\nold\n<!-- end of report -->\nrest\n"
+END = "<!-- end of report -->"
 
 
 def test_marked_tables_of_results_md_are_those_that_its_files_give() -> None:
@@ -88,6 +89,10 @@ def test_script_says_whether_anything_changed(
         (BLOCK.replace("Runs of games", "Table V"), "No table or section 'Table V' there"),
         (BLOCK.replace("report: runs", "report: gone"), "no results could be read"),
         (BLOCK.replace("report: runs", "report: gone.json"), "there is no such file"),
+        (BLOCK.replace(END, "prose") + BLOCK, "block of line 3 has no end"),
+        (BLOCK + BLOCK.replace(END, "prose"), "block of line 9 has no end"),
+        (BLOCK + f"prose\n{END}\n", "Line 8 ends a marked block, but none begins above it"),
+        (BLOCK.replace(" -->\n", " --> \n", 1), "Line 3 begins a marked block, expected"),
     ],
 )
 def test_block_that_cannot_be_made_is_one_line_and_changes_nothing(
