@@ -20,6 +20,7 @@ from typing import Any
 import tyro
 
 from rayssl.cli import check_writable, refuse
+from rayssl.files import write_whole
 from rayssl.marked_blocks import remade
 from rayssl.page import Table, table_markdown, write_page
 from rayssl.results import read_results
@@ -53,7 +54,7 @@ def update(settings: Settings) -> list[dict[str, Any]]:
         before = path.read_text(encoding="utf-8")
         after, count = remade(before, path.resolve().parent, above=settings.above)
         if after != before:
-            path.write_text(after, encoding="utf-8")
+            write_whole(path.resolve(), after)  # what a link points to, not the link
     except (ValueError, OSError) as error:
         refuse(error)
     blocks = f"{count} marked block{'' if count == 1 else 's'}"

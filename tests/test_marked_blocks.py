@@ -83,6 +83,29 @@ def test_script_says_whether_anything_changed(
         assert words in capsys.readouterr().out
 
 
+def test_kill_while_the_file_is_written_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Path.write_bytes
+
+    def killed(path: Path, data: bytes) -> int:
+        write(path, data[:10])
+        raise KeyboardInterrupt
+
+    write_game(tmp_path / "runs" / "a", {1_000: -20.5})
+    file = tmp_path / "NOTES.md"
+    file.write_text(BLOCK)
+    (tmp_path / "link.md").symlink_to(file)
+    monkeypatch.setattr(Path, "write_bytes", killed)
+    with pytest.raises(KeyboardInterrupt):
+        report.main(["--update", str(file)])
+    assert file.read_text() == BLOCK
+    monkeypatch.undo()
+    report.main(["--update", str(tmp_path / "link.md")])
+    assert "-20.5" in file.read_text()
+    assert (tmp_path / "link.md").is_symlink()
+
+
 @pytest.mark.parametrize(
     ("block", "error"),
     [
