@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
+from rayssl.claims import verdict
+from rayssl.intervals import MIN_SEEDS, Difference
 from rayssl.metrics import TABLE_I, TABLE_II, MeanInterval, mean_interval
 from rayssl.report import COLOURS, markdown_table
 
@@ -113,7 +115,10 @@ def classification_report(rows: Sequence[Epoch], *, dataset: str) -> str:
     pretext = pretext_accuracies(arms)
     if pretext:
         parts += [f"### {PRETEXT}", markdown_table(pretext)]
-    parts.append("Intervals: Student's t over seeds, 95%. `-`: not known, or one seed only.")
+    parts.append(
+        "Intervals: Student's t over seeds, 95%. `-`: not known, or one seed only. A verdict needs "
+        f"{MIN_SEEDS} seeds and an interval with some width."
+    )
     return "\n\n".join(parts)
 
 
@@ -180,7 +185,7 @@ def _subset(arm: Arm) -> dict[str, Any]:
 
 
 def _differences(arms: Sequence[Arm]) -> list[dict[str, Any]]:
-    """Paired over the seeds that both arms have; a claim is what the interval says."""
+    """Paired over the seeds that both arms have; judged as the paper's claims are."""
     rows = []
     for arm in arms:
         plain = next((a for a in arms if a.protocol == arm.protocol and a.aux_task == "none"), None)
@@ -191,13 +196,12 @@ def _differences(arms: Sequence[Arm]) -> list[dict[str, Any]]:
         if not seeds:
             continue
         found = mean_interval([own[s] - other[s] for s in seeds])
-        verdict = "undecided"
-        if found.low > 0 or found.high < 0:
-            verdict = "helps" if found.low > 0 else "hurts"
+        gap = Difference(*found, num_seeds=len(seeds), paired=True)
+        helps, hurts = (verdict(gap, side) == "supported" for side in ("above", "below"))
         rows.append({
             "protocol": arm.protocol, "pretext task": arm.name, "seeds": len(seeds),
             "difference": _two(found.mean, sign=True), "95% interval": _interval(found, sign=True),
-            "verdict": verdict,
+            "verdict": "helps" if helps else "hurts" if hurts else "undecided",
         })  # fmt: skip
     return rows
 
