@@ -10,6 +10,7 @@ from rayssl.claims import Claim, Verdict, all_of, verdict
 from rayssl.intervals import Difference, difference
 from rayssl.presets import PRESETS
 from rayssl.results import (
+    AUX_ONLY,
     PAPER_CODE,
     ArmKey,
     LeftOut,
@@ -259,6 +260,11 @@ class Study:
         return str(dict(self.context).get("protocol", "strict"))
 
     @property
+    def is_aux_only(self) -> bool:
+        """Whether its games never made a TD update, so that their scores are no agent's."""
+        return dict(self.context).get("schedule") == AUX_ONLY
+
+    @property
     def judged_by_lives(self) -> bool:
         """Whether claims are judged by the authors' own score and not by that of whole games."""
         return self.job == "atari" and self.protocol == PAPER_CODE
@@ -407,7 +413,7 @@ def judge(claim: Claim, studies: Sequence[Study]) -> list[Finding]:
     """
     found: list[Finding] = []
     for study in studies:
-        if (study.job, study.where) != (claim.job, claim.where):
+        if (study.job, study.where) != (claim.job, claim.where) or study.is_aux_only:
             continue
         for arm in study.arms:
             if arm.key.task not in claim.treated or arm.key.weight != 1 or not arm.scores:
@@ -482,7 +488,8 @@ def _order(group: tuple[str, str, Pairs]) -> tuple[Any, ...]:
     protocol = str(dict(context).get("protocol", ""))
     place = protocols.index(protocol) if protocol in protocols else len(protocols)
     games = ["Pong", "Breakout"]
-    return job, games.index(where) if where in games else len(games), where, place, str(context)
+    number = games.index(where) if where in games else len(games)
+    return job, number, where, place, "schedule" in dict(context), str(context)
 
 
 def _study(

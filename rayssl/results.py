@@ -44,6 +44,7 @@ HOUSEKEEPING: Final = {
 }  # fmt: skip
 LENGTHS: Final = {"steps", "epochs"}  # runs of several lengths are compared where all have come
 PAPER_CODE: Final = "paper-code"  # preset of games, and the protocol that it stands for
+AUX_ONLY: Final = "aux-only"  # schedule without a TD update: a trunk for other runs
 SWEEP, TRIALS, SETTINGS = "sweep.json", "trials.csv", "settings.json"
 LAYOUT_VERSION = 1  # of docs/results.md
 
@@ -64,7 +65,8 @@ class ArmKey(NamedTuple):
       job: `atari`, `mnist`, ...
       where: the game or data set.
       context: settings that arms must share to be compared, e.g. network or protocol; of games,
-        the preset `paper-code` is a protocol, any other is none.
+        the preset `paper-code` is a protocol, any other is none, and the schedule `aux-only`
+        stands here.
       aux: the pretext task, its weight and its schedule; in a contrast (rayssl.comparison) also the
         settings whose values are set beside one another.
     """
@@ -179,10 +181,10 @@ class Run:
 class Evaluation:
     """Whole games of a trained agent, or of the random one: a row of experiments/evaluate.py.
 
-    `network`, `seed`, `env_steps`: of the training; None for the random agent. `aux_weight`: the
-    largest of its pretext losses; None in files that are older than it. `epsilon`, `sticky`:
-    of the play. `life_mean`: the mean over lives of their clipped scores; None in files that are
-    older than it.
+    `network`, `seed`, `env_steps`, `td_updates`: of the training; None for the random agent.
+    `aux_weight`: the largest of its pretext losses; None in files that are older than it.
+    `epsilon`, `sticky`: of the play. `life_mean`: the mean over lives of their clipped scores; None
+    in files that are older than it.
     """
 
     game: str
@@ -192,6 +194,7 @@ class Evaluation:
     network: str | None
     seed: int | None
     env_steps: int | None
+    td_updates: int | None
     epsilon: float
     sticky: float
     num: int
@@ -336,6 +339,9 @@ def arm_key(job: str, settings: Settings, varied: Iterable[str] = ()) -> ArmKey:
     context = tuple((name, _plain(settings[name])) for name in context_names)
     if job == "atari" and settings.get("preset") == PAPER_CODE:
         context += (("protocol", PAPER_CODE),)  # judged by another measure than all others
+    if settings.get("schedule") == AUX_ONLY:
+        context += (("schedule", AUX_ONLY),)  # its Q-values are those of the start
+        aux_names = tuple(name for name in aux_names if name != "schedule")
     task = str(settings.get("aux_task") or "none")
     start = _start(settings)
     if "+" in task:
@@ -630,6 +636,7 @@ def _read_evaluation(path: Path, found: Results, seen: set[Path]) -> None:
                 aux_task=trained_with(model), aux_weight=aux_weight_of(model),
                 network=model.get("network"),
                 seed=model.get("seed"), env_steps=model.get("env_steps"),
+                td_updates=model.get("td_updates"),
                 epsilon=float(saved["settings"]["epsilon"]),
                 sticky=float(played.get("sticky") or 0.0), num=int(summary["num"]),
                 mean=float(summary["mean"]), low=summary["ci_low"], high=summary["ci_high"],

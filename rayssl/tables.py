@@ -341,10 +341,11 @@ def table_4(studies: Sequence[Study], evaluations: Sequence[Evaluation]) -> list
 def _own_arms(agent: str, studies: Sequence[Study]) -> dict[str, dict[str, list[Any]]]:
     """Name -> game -> (study, arm) of what stands for an agent of Table IV."""
     found: dict[str, dict[str, list[Any]]] = {}
-    several = len({study.context for study in studies if study.job == "atari"}) > 1
-    for study in studies:
+    games = [study for study in studies if study.job == "atari" and not study.is_aux_only]
+    several = len({study.context for study in games}) > 1
+    for study in games:
         for arm in study.arms:
-            if study.job != "atari" or PAPER_AGENTS.get(arm.key.task) != agent or not arm.runs:
+            if PAPER_AGENTS.get(arm.key.task) != agent or not arm.runs:
                 continue
             if arm.key.task != "none" and arm.key.weight != 1 or arm.key.is_pretrained:
                 continue
@@ -355,9 +356,11 @@ def _own_arms(agent: str, studies: Sequence[Study]) -> dict[str, dict[str, list[
 
 
 def _paper_agent(found: Evaluation) -> str:
-    """The row of Table IV, or a name that is none: of other tasks, of other weights than 1."""
+    """The row of Table IV; a name that is none: other tasks or weights, never a TD update."""
     if found.agent == "random":
         return "Random"
+    if found.td_updates == 0:
+        return found.agent
     if found.aux_task != "none" and found.aux_weight not in (1, None):
         return found.agent
     return PAPER_AGENTS.get(found.aux_task, found.aux_task)

@@ -475,6 +475,34 @@ def test_names_of_several_lines_do_not_touch() -> None:
         assert all(below.y1 <= above.y0 for below, above in pairwise(boxes))
 
 
+def test_runs_that_never_made_a_td_update_are_compared_with_no_agent(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_game(tmp_path / f"aux{seed}", {1_000: -21.0 + seed / 10}, seed=seed,
+                   aux_task="rotation", schedule="aux-only")  # fmt: skip
+        write_game(tmp_path / f"none{seed}", {1_000: -21.0, 2_000: 5.0 + seed}, seed=seed)
+    results = read_results([tmp_path])
+    studies = make_studies(results)
+    assert [(s.name, s.budget, s.arms[0].key.name) for s in studies] == [
+        ("Pong, network nature", 2_000, "none"),
+        ("Pong, network nature, schedule aux-only", 1_000, "rotation, weight 1"),
+    ]
+    assert studies[1].gain(studies[1].arms[0]) is None
+    assert make_contrasts(studies) == []
+    (finding,) = judge(CLAIMS[0], studies)
+    assert (finding.study, finding.verdict) == (None, "undecided")
+    rows = {row["agent"]: row for row in table_4(studies, [])}
+    assert list(rows) == ["Random", "DQN", "Human", "World Record", "Rotation", "Sequence"]
+    assert rows["Rotation"]["Pong, whole games"] == "not run"
+    of_task: dict[str, Any] = {"agent": "nature, rotation", "aux_task": "rotation"}
+    found = [evaluated(-21.0, aux_weight=1.0, td_updates=0, **of_task)]
+    rows = {row["agent"]: row for row in table_4([], found)}
+    assert rows["Rotation"]["Pong, whole games"] == "not run"
+    listed = game_rows(results.runs, -5.0)
+    assert {row["setting"] for row in listed if row["task"] == "rotation"} == {
+        "network nature, schedule aux-only"
+    }
+
+
 def test_preset_of_the_authors_code_is_never_compared_with_another(tmp_path: Path) -> None:
     own: dict[str, Any] = {"network": "paper-code"}
     write_game(tmp_path / "a", {1000: 1}, **own)
@@ -754,8 +782,8 @@ def evaluated(mean: float = 99.0, **changes: Any) -> Evaluation:
     """An evaluation of plain DQN on Pong over 100 games, after 100,000 steps."""
     usual: dict[str, Any] = {
         "game": "Pong", "agent": "nature, no aux task", "aux_task": "none", "aux_weight": 0.0,
-        "network": "nature", "seed": 0, "env_steps": 100_000, "epsilon": 0.01, "sticky": 0.0,
-        "num": 100, "mean": mean,
+        "network": "nature", "seed": 0, "env_steps": 100_000, "td_updates": 24_000,
+        "epsilon": 0.01, "sticky": 0.0, "num": 100, "mean": mean,
         "low": None, "high": None, "iqm": mean, "life_mean": mean, "commit": "abc", "source": "a",
     }  # fmt: skip
     return Evaluation(**(usual | changes))
