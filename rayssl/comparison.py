@@ -11,6 +11,7 @@ from rayssl.intervals import Difference, difference
 from rayssl.presets import PRESETS
 from rayssl.results import (
     AUX_ONLY,
+    LENGTH,
     PAPER_CODE,
     ArmKey,
     LeftOut,
@@ -64,13 +65,17 @@ class Reading:
     slack: int = 0
 
     def of(self, run: Run) -> Score | None:
-        """Returns a run's score; None where it did not come that far or has none there."""
+        """Returns a run's score; None where it did not come that far or has none there.
+
+        Other jobs than games report one value for all of their epochs: None where these are more.
+        """
         if self.column == EVALUATED:
             near = [s for s in evaluations(run) if abs(s.asked - self.step) <= self.slack]
             return min(near, key=lambda score: abs(score.asked - self.step), default=None)
-        if run.reached < self.step:
+        is_game = run.key.job == "atari"
+        if run.reached < self.step or not (is_game or run.planned == self.step):
             return None
-        value = run.value_at(SCORE, self.step) if run.key.job == "atari" else run.reported
+        value = run.value_at(SCORE, self.step) if is_game else run.reported
         return None if value is None else Score(value, self.step, self.step)
 
 
@@ -348,13 +353,14 @@ class Contrast:
 def make_contrasts(studies: Sequence[Study]) -> list[Contrast]:
     """Returns the studies again whose settings have several values, those beside one another.
 
-    Studies belong together if they are of one job and one game or data set, under one protocol, and
-    their contexts name the same settings.
+    Studies belong together if they are of one job and one game or data set, under one protocol,
+    trained for as many epochs, and their contexts name the same settings.
     """
     groups: dict[tuple[Any, ...], list[Study]] = {}
     for study in studies:
         context = dict(study.context)
-        kind = (study.job, study.where, context.get("protocol"), tuple(context))
+        alike = context.get("protocol"), context.get(LENGTH)
+        kind = (study.job, study.where, *alike, tuple(context))
         groups.setdefault(kind, []).append(study)
     return [_contrast(group) for group in groups.values() if len(group) > 1]
 
@@ -523,7 +529,10 @@ def _arm(key: ArmKey, runs: dict[int, Run], asked: set[int], reading: Reading, u
         if not run.finished:
             flags.append(f"seed {seed} unfinished: {run.reached:,} of {run.planned:,} {unit}")
         elif seed not in scores:
-            flags.append(f"seed {seed} has no score: no whole game yet")
+            why = "no whole game yet"
+            if run.key.job != "atari":
+                why = f"it is of {run.planned:,} {unit}, compared are those of {reading.step:,}"
+            flags.append(f"seed {seed} has no score: {why}")
     commits = sorted({commit for run in runs.values() for commit in run.commits})
     if len(commits) > 1:
         flags.append(f"{len(commits)} commits: {', '.join(commits)}")

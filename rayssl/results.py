@@ -42,7 +42,8 @@ HOUSEKEEPING: Final = {
     "evaluation_games", "preset", "game",
     "dataset", "trial", "restore_from",
 }  # fmt: skip
-LENGTHS: Final = {"steps", "epochs"}  # runs of several lengths are compared where all have come
+# Games of several lengths are compared where all have come; of other jobs the end alone is scored.
+GAME_LENGTH, LENGTH = "steps", "epochs"
 PAPER_CODE: Final = "paper-code"  # preset of games, and the protocol that it stands for
 AUX_ONLY: Final = "aux-only"  # schedule without a TD update: a trunk for other runs
 SWEEP, TRIALS, SETTINGS = "sweep.json", "trials.csv", "settings.json"
@@ -301,7 +302,8 @@ def _tell_apart(found: Results) -> None:
     """Puts settings in which two runs of one arm and seed differ into the context of their kind.
 
     All arms of the game or data set get them, so that arms with equal values go on being compared.
-    A longer run is no other arm.
+    A longer run of a game is no other arm. Other jobs' runs, which are scored at their end, are
+    told apart by their epochs wherever these differ, whatever the arm and seed.
     """
     runs: dict[tuple[ArmKey, int], list[Run]] = {}
     for run in found.runs:
@@ -309,9 +311,16 @@ def _tell_apart(found: Results) -> None:
     names: dict[tuple[str, str, Pairs], set[str]] = {}
     for (key, _), twins in runs.items():
         first = twins[0].settings
-        for name in unnamed_settings(key, first) - LENGTHS:
+        for name in unnamed_settings(key, first) - {GAME_LENGTH, LENGTH}:
             if any(name in run.settings and run.settings[name] != first[name] for run in twins):
                 names.setdefault(key[:3], set()).add(name)
+    lengths: dict[tuple[str, str, Pairs], set[Any]] = {}
+    for run in found.runs:
+        if run.key.job != "atari":
+            lengths.setdefault(run.key[:3], set()).add(_plain(run.settings.get(LENGTH)))
+    for kind, values in lengths.items():
+        if len(values) > 1:
+            names.setdefault(kind, set()).add(LENGTH)
 
     def told(key: ArmKey, settings: Settings) -> ArmKey:
         more = sorted(names.get(key[:3], ()))

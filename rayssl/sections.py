@@ -552,9 +552,10 @@ def _method() -> Section:
         "last step at which every run was. Evaluations are of "
         "one step if they were asked for at the same one: each is made at its run's first report "
         "from there on. Runs without such a step are compared by their training scores. A run that "
-        "did not come that far is not compared, and is listed. Of two runs of one seed in one arm "
-        "the first counts. Runs of the aux loss alone (schedule aux-only) stand by themselves: no "
-        "claim, gain or row of Table IV counts an agent that never made a TD update.",
+        "did not come that far is not compared, and is listed. Classifiers, of which one value is "
+        "reported, are compared with those of as many epochs only. Of two runs of one seed in one "
+        "arm the first counts. Runs of the aux loss alone (schedule aux-only) stand by themselves: "
+        "no claim, gain or row of Table IV counts an agent that never made a TD update.",
         "Intervals of means and differences are Student's t over seeds, 95%. With one seed there "
         "is none.",
     ])  # fmt: skip

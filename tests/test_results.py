@@ -72,6 +72,22 @@ def epoch_row(task: str, weight: float, accuracy: float, **values: Any) -> dict[
             "test_confusion": counts, "aux_task": task, "aux_weight": weight} | values  # fmt: skip
 
 
+def write_classifiers(folder: Path, task: str, accuracies: Mapping[int, float], epochs: int,
+                      ran: int | None = None) -> Path:  # fmt: skip
+    """Writes experiments of mnist.py, one a seed: seed -> test accuracy of every epoch that ran."""
+    job = find_job("mnist")
+    for seed, accuracy in accuracies.items():
+        own = folder / f"{task}-{epochs}-{seed}"
+        own.mkdir(parents=True)
+        settings = dataclasses.replace(job.settings(), aux_task=task, seed=seed, epochs=epochs)
+        for epoch in range(1, (ran or epochs) + 1):
+            row = epoch_row(task, 1.0, accuracy, epoch=epoch, selected_epoch=epoch)
+            job.open_log(own, "a", 0)(row, settings)
+        record_start(own, START | {"settings": json.loads(
+            json.dumps(dataclasses.asdict(settings), default=str))})  # fmt: skip
+    return folder
+
+
 @pytest.fixture
 def sweep(tmp_path: Path) -> Path:
     """A sweep of MNIST's aux weight: 3 seeds of 0, 0.1 and 1; one trial failed, one never began."""
@@ -364,6 +380,51 @@ def test_data_set_cut_short_is_called_small(tmp_path: Path) -> None:
     (study,) = make_studies(read_results([tmp_path / "cut"]))
     assert study.is_small
     assert study.size == "14 of the paper's 14 epochs, 12,000 training images"
+
+
+def test_classifiers_of_unequal_length_are_never_compared(tmp_path: Path) -> None:
+    # Three times as long, plain is two points better: of the pretext task that says nothing.
+    write_classifiers(tmp_path, "none", {0: 0.99, 1: 0.991, 2: 0.992}, epochs=3)
+    write_classifiers(tmp_path, "rotation", {0: 0.97, 1: 0.9705, 2: 0.971}, epochs=1)
+    write_classifiers(tmp_path, "rotation", {3: 0.98}, epochs=3)
+    studies = make_studies(read_results([tmp_path]))
+    rotation = "rotation, weight 1"
+    assert [
+        (study.name, study.budget, {arm.key.name: dict(arm.scores) for arm in study.arms})
+        for study in studies
+    ] == [
+        ("mnist, protocol paper, epochs 1", 1, {rotation: {0: 97, 1: 97.05, 2: 97.1}}),
+        ("mnist, protocol paper, epochs 3", 3,
+         {"none": {0: 99, 1: 99.1, 2: 99.2}, rotation: {3: 98}}),
+    ]  # fmt: skip
+    claim = next(claim for claim in CLAIMS if claim.text == "Rotation hurts on MNIST")
+    assert [found.difference for found in judge(claim, studies)] == [None, None]
+    assert make_contrasts(studies) == []
+
+
+def test_classifier_that_was_stopped_is_no_run_of_another_length(tmp_path: Path) -> None:
+    write_classifiers(tmp_path, "none", {0: 0.99}, epochs=3)
+    write_classifiers(tmp_path, "none", {1: 0.98}, epochs=3, ran=1)
+    (study,) = make_studies(read_results([tmp_path]))
+    assert (study.name, study.arms[0].scores) == ("mnist, protocol paper", {0: 99.0})
+    assert study.arms[0].flags == ("seed 1 unfinished: 1 of 3 epochs",)
+
+
+def test_job_without_epochs_among_its_settings_is_compared_at_one_length_too(sweep: Path) -> None:
+    saved = json.loads((sweep / "sweep.json").read_text())
+    for trial in saved["trials"]:
+        del trial["settings"]["epochs"]
+    (sweep / "sweep.json").write_text(json.dumps(saved | {"job": "bigan"}))
+    table = (sweep / "trials.csv").read_text().splitlines()
+    place = table[0].split(",").index("planned")
+    cells = table[1].split(",")
+    table[1] = ",".join([*cells[:place], "2", *cells[place + 1 :]])
+    (sweep / "trials.csv").write_text("\n".join(table) + "\n")
+    (study,) = make_studies(read_results([sweep]))
+    assert (study.budget, sorted(study.arms[0].scores)) == (1, [1, 2])
+    assert study.arms[0].flags == (
+        "seed 0 has no score: it is of 2 epochs, compared are those of 1",
+    )
 
 
 def test_claim_about_almost_doubling_is_judged_against_one_and_a_half(tmp_path: Path) -> None:
