@@ -288,6 +288,7 @@ def read_results(paths: Iterable[str | Path]) -> Results:
             why = "holds no progress.csv, epochs.jsonl, sweep.json or *evaluation*.json"
             found.left_out.append(LeftOut(str(path), why))
     _tell_apart(found)
+    _shorten_trunks(found)
     return found
 
 
@@ -331,6 +332,41 @@ def _tell_apart(found: Results) -> None:
     found.asked = [each._replace(key=told(each.key, each.settings)) for each in found.asked]
 
 
+def _shorten_trunks(found: Results) -> None:
+    """Leaves of the trunks' paths in the arms' keys what keeps them apart: `pretrained`."""
+    keys = [run.key for run in found.runs] + [each.key for each in found.asked]
+    names = short_paths({dict(key.aux)["init_from"] for key in keys if key.is_pretrained})
+
+    def shortened(key: ArmKey) -> ArmKey:
+        aux = tuple((n, names[v] if n == "init_from" else v) for n, v in key.aux)
+        return key._replace(aux=aux)
+
+    found.runs = [dataclasses.replace(run, key=shortened(run.key)) for run in found.runs]
+    found.asked = [each._replace(key=shortened(each.key)) for each in found.asked]
+
+
+def short_paths(paths: Iterable[str]) -> dict[str, str]:
+    """Returns path -> its last parts, as many as no other path ends with.
+
+    Of a checkpoint, whose own name says little, these begin with its run, and leave out the folder
+    between, which Tune names: `run/checkpoint_000003`. Where that is not enough: the whole path.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for path in paths:
+        *above, last = Path(path).parts
+        if last.startswith("checkpoint_") and above and above[-1].startswith("from-"):
+            above.pop()
+        found[path] = (*above, last)
+    names = {}
+    for path, parts in found.items():
+        others = [other for each, other in found.items() if each != path]
+        least = 2 if parts[-1].startswith("checkpoint_") else 1
+        tails = (parts[-number:] for number in range(least, len(parts) + 1))
+        free = (tail for tail in tails if not any(o[-len(tail) :] == tail for o in others))
+        names[path] = str(Path(*next(free, Path(path).parts)))
+    return names
+
+
 def arm_key(job: str, settings: Settings, varied: Iterable[str] = ()) -> ArmKey:
     """Returns the arm that settings belong to.
 
@@ -366,11 +402,11 @@ def arm_key(job: str, settings: Settings, varied: Iterable[str] = ()) -> ArmKey:
 
 
 def _start(settings: Settings) -> Pairs:
-    """Which run's trunk a training of games starts from; nothing for random weights."""
+    """Whose trunk a training of games starts from, by its whole path; nothing if it is random."""
     if not settings.get("init_from"):
         return ()
     frozen = (("freeze_trunk", True),) if settings.get("freeze_trunk") else ()
-    return (("init_from", Path(str(settings["init_from"])).name), *frozen)
+    return (("init_from", str(Path(str(settings["init_from"])))), *frozen)
 
 
 def _weight(value: Any) -> float | str:

@@ -18,7 +18,7 @@ from rayssl.comparison import judge, make_contrasts, make_studies, paper_code_sc
 from rayssl.figures import Line, Panel, arm_colours, draw_panels
 from rayssl.jobs import find_job
 from rayssl.page import Picture, Table
-from rayssl.results import ArmKey, Evaluation, Results, arm_key, read_results
+from rayssl.results import ArmKey, Evaluation, Results, arm_key, read_results, short_paths
 from rayssl.rllib.run_log import RunLog
 from rayssl.rllib.start import record_start
 from rayssl.sections import make_page, shown_arms, weight_curves
@@ -945,3 +945,36 @@ def test_run_from_another_runs_trunk_is_an_arm_of_its_own_beside_the_plain_one(
     assert [gain and gain.mean for gain in gains] == [None, 1.0, 1.5]
     rows = [row["agent"] for row in table_4([study], [])]
     assert not any("pretrained" in agent for agent in rows)  # the paper's arms start at random
+
+
+def test_trunks_of_two_runs_are_two_arms_though_their_checkpoints_bear_one_name(
+    tmp_path: Path,
+) -> None:
+    for number, (run, score) in enumerate([("rotation", -19.0), ("inverse", -12.0)]):
+        trunk = f"results/{run}/from-0-a{number}_00000/checkpoint_000003"
+        for seed in (0, 1):
+            write_game(tmp_path / f"{run}{seed}", {1_000: score + seed}, seed=seed, init_from=trunk)
+    (study,) = make_studies(read_results([tmp_path]))
+    assert {arm.key.name: dict(arm.scores) for arm in study.arms} == {
+        "none, trunk from inverse/checkpoint_000003": {0: -12.0, 1: -11.0},
+        "none, trunk from rotation/checkpoint_000003": {0: -19.0, 1: -18.0},
+    }
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["results/local/pretrained"], ["pretrained"]),
+        (["a/x", "b/x", "b/y"], ["a/x", "b/x", "y"]),
+        (["x", "b/x"], ["x", "b/x"]),
+        (["/home/a/x", "/data/a/x"], ["home/a/x", "data/a/x"]),
+        (["r/from-0-t_0/checkpoint_000003"], ["r/checkpoint_000003"]),
+        (["r/from-0-t_0/checkpoint_000003", "r/from-9-u_0/checkpoint_000003"],
+         ["r/from-0-t_0/checkpoint_000003", "r/from-9-u_0/checkpoint_000003"]),
+        (["checkpoint_000003"], ["checkpoint_000003"]),
+        (["from-home"], ["from-home"]),
+        (["/"], ["/"]),
+    ],
+)  # fmt: skip
+def test_path_is_as_short_as_keeps_it_apart(paths: list[str], names: list[str]) -> None:
+    assert list(short_paths(paths).values()) == names
