@@ -504,8 +504,11 @@ def _read_game(folder: Path, found: Results, varied: Sequence[str] = ()) -> None
     for name in rows:
         if not pd.api.types.is_numeric_dtype(rows[name]) and rows[name].notna().any():
             raise _ExpectedError(f"progress.csv is damaged: column {name} holds text")
-        if name in COUNTERS and np.isinf(rows[name]).any():
+        if (name in COUNTERS or "score" in name) and np.isinf(rows[name]).any():
             raise _ExpectedError(f"progress.csv is damaged: column {name} holds infinity")
+    for name in ("steps", "steps_per_report", "evaluate_every", "learning_starts"):
+        if not _is_count(settings[name]):
+            raise _ExpectedError(f"expected {name} to be a whole number, got {settings[name]!r}")
     rows["score_mean_100"]  # KeyError here, where the folder's name is known
     found.runs.append(Run(
         key=arm_key("atari", settings, varied), seed=int(settings["seed"]), settings=settings,
@@ -691,6 +694,10 @@ def _read_evaluation(path: Path, found: Results, seen: set[Path]) -> None:
             ))  # fmt: skip
 
     _try(read, path, found)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _is_number(value: Any) -> bool:

@@ -261,7 +261,15 @@ BAD = [
     ("", SETTINGS, "holds no row yet"),
     (LOG, {"settings": SETTINGS["settings"] | {"seed": None}}, "got TypeError"),
     (LOG, {"settings": SETTINGS["settings"] | {"game": "tetris world"}}, "tetris world"),
-]
+    (LOG.replace("-4", "inf"), SETTINGS, "column score_mean_100 holds infinity"),
+    (LOG.replace("-4", "-inf"), SETTINGS, "column score_mean_100 holds infinity"),
+    *(
+        (LOG, {"settings": SETTINGS["settings"] | {name: value}},
+         f"expected {name} to be a whole number, got {value!r}")
+        for name, value in (("evaluate_every", "x"), ("steps_per_report", None),
+                            ("learning_starts", 0.5), ("learning_starts", -1), ("steps", True))
+    ),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("log", "settings", "text"), BAD)
