@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeGuard
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ from rayssl.envs.atari import AtariSettings, game_title
 from rayssl.evaluation import aux_weight_of, trained_with
 from rayssl.presets import AtariRun
 from rayssl.report import read_epochs, read_run
-from rayssl.training import ClassifierSettings
+from rayssl.training import PROTOCOLS, ClassifierSettings
 
 # What names an arm, by job. The first group is void where there is no pretext loss.
 AUX_SETTINGS: Final = {
@@ -48,6 +48,7 @@ PAPER_CODE: Final = "paper-code"  # preset of games, and the protocol that it st
 AUX_ONLY: Final = "aux-only"  # schedule without a TD update: a trunk for other runs
 SWEEP, TRIALS, SETTINGS = "sweep.json", "trials.csv", "settings.json"
 LAYOUT_VERSION = 1  # of docs/results.md
+CLASSES: Final = 10  # of every data set of experiments/mnist.py
 
 Settings = Mapping[str, Any]
 Pairs = tuple[tuple[str, Any], ...]
@@ -478,6 +479,13 @@ class _ExpectedError(ValueError):
     """Says itself what was expected."""
 
 
+def _expect(is_right: bool, what: str, got: Any) -> None:
+    """Raises _ExpectedError unless a value is what a page can show."""
+    if not is_right:
+        text = repr(got)
+        raise _ExpectedError(f"expected {what}, got {text[:60]}{'...' * (len(text) > 60)}")
+
+
 def _name(error: Exception) -> str:
     return type(error).__name__
 
@@ -507,8 +515,7 @@ def _read_game(folder: Path, found: Results, varied: Sequence[str] = ()) -> None
         if (name in COUNTERS or "score" in name) and np.isinf(rows[name]).any():
             raise _ExpectedError(f"progress.csv is damaged: column {name} holds infinity")
     for name in ("steps", "steps_per_report", "evaluate_every", "learning_starts"):
-        if not _is_count(settings[name]):
-            raise _ExpectedError(f"expected {name} to be a whole number, got {settings[name]!r}")
+        _expect(_is_count(settings[name]), f"a whole number as {name}", settings[name])
     rows["score_mean_100"]  # KeyError here, where the folder's name is known
     found.runs.append(Run(
         key=arm_key("atari", settings, varied), seed=int(settings["seed"]), settings=settings,
@@ -578,8 +585,9 @@ def _read_classifiers(folder: Path, found: Results, varied: Sequence[str] = ()) 
             rows = pd.DataFrame([{k: v for k, v in e.items() if _is_number(v)} for e in epochs])
             planned = int(own["epochs"])
             whole = [e["epoch"] for e in epochs] == list(range(1, planned + 1))
-            if whole and not math.isfinite(_selected(own, epochs)["test_accuracy"]):
-                raise _ExpectedError("its test accuracy is not a number")
+            _check_epochs(own, epochs)
+            if whole:
+                _check_reported(own, epochs)
             found.runs.append(Run(
                 key=arm_key("mnist", own, varied), seed=int(own["seed"]), settings=own,
                 commits=commits, rows=rows, x="epoch", planned=planned,
@@ -590,6 +598,40 @@ def _read_classifiers(folder: Path, found: Results, varied: Sequence[str] = ()) 
         except (ValueError, KeyError, TypeError, IndexError) as error:
             text = str(error) if isinstance(error, _ExpectedError) else f"{_name(error)}: {error}"
             found.left_out.append(LeftOut(source, f"damaged epochs: {text}"))
+
+
+def _check_epochs(settings: Settings, epochs: Sequence[Mapping[str, Any]]) -> None:
+    """Raises _ExpectedError for what tables and figures could not read of any epoch."""
+    protocol = settings["protocol"]
+    _expect(protocol in PROTOCOLS, f"a protocol of {', '.join(PROTOCOLS)}", protocol)
+    for images in (settings.get("train_images"), epochs[0].get("train_images")):
+        _expect(images is None or _is_count(images), "whole train_images", images)
+    for epoch in epochs:
+        accuracy = epoch.get("test_accuracy")
+        _expect(accuracy is None or _is_number(accuracy), "a number as test_accuracy", accuracy)
+
+
+def _check_reported(settings: Settings, epochs: Sequence[Mapping[str, Any]]) -> None:
+    """Raises _ExpectedError for figures of the reported epoch that no table could show."""
+    if settings["protocol"] != "strict":
+        place = epochs[-1].get("selected_epoch")
+        is_there = _is_count(place) and 1 <= place <= len(epochs)
+        _expect(is_there, f"selected_epoch from 1 to {len(epochs)}", place)
+    chosen = _selected(settings, epochs)
+    accuracy, counts = chosen.get("test_accuracy"), chosen.get("test_confusion")
+    _expect(_is_finite(accuracy), "a finite test_accuracy", accuracy)
+    is_square = _is_row(counts) and all(_is_row(row) and all(map(_is_count, row)) for row in counts)
+    _expect(is_square, f"test_confusion of {CLASSES} x {CLASSES} whole numbers", counts)
+    if "aux_accuracy_per_class" in chosen:
+        shares, share = chosen["aux_accuracy_per_class"], chosen.get("aux_accuracy")
+        is_row = _is_row(shares) and all(map(_is_number, shares))
+        _expect(is_row, f"aux_accuracy_per_class of {CLASSES} numbers", shares)
+        _expect(_is_number(share), "a number as aux_accuracy", share)
+
+
+def _is_row(values: Any) -> TypeGuard[list[Any]]:
+    """Whether these are a list with an entry for each class."""
+    return isinstance(values, list) and len(values) == CLASSES
 
 
 def _selected(settings: Settings, epochs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -696,8 +738,12 @@ def _read_evaluation(path: Path, found: Results, seen: set[Path]) -> None:
     _try(read, path, found)
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_finite(value: Any) -> bool:
+    return _is_number(value) and math.isfinite(value)
 
 
 def _is_number(value: Any) -> bool:

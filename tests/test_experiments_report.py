@@ -265,7 +265,7 @@ BAD = [
     (LOG.replace("-4", "-inf"), SETTINGS, "column score_mean_100 holds infinity"),
     *(
         (LOG, {"settings": SETTINGS["settings"] | {name: value}},
-         f"expected {name} to be a whole number, got {value!r}")
+         f"expected a whole number as {name}, got {value!r}")
         for name, value in (("evaluate_every", "x"), ("steps_per_report", None),
                             ("learning_starts", 0.5), ("learning_starts", -1), ("steps", True))
     ),
@@ -320,6 +320,52 @@ def test_bad_folders_are_listed_and_the_rest_makes_the_page(
     ):
         assert any(line.startswith(f"left out: {folder}: ") and why in line for line in lines)
         assert table_row(text, f"{folder.name} ", why.split(",")[0])
+
+
+SQUARE = "expected test_confusion of 10 x 10 whole numbers, got "
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"test_confusion": None}, SQUARE + "None"),
+        ({"test_confusion": [[1, 2], [3, 4]]}, SQUARE + "[[1, 2], [3, 4]]"),
+        ({"test_confusion": [[1] * 10] * 9 + [[1]]}, SQUARE + "[[1, 1, 1, 1, 1, 1, 1, 1, 1, 1], "),
+        ({"test_confusion": [[0.5] * 10] * 10}, SQUARE + "[[0.5, 0.5, "),
+        ({"test_accuracy": float("inf")}, "expected a finite test_accuracy, got inf"),
+        ({"test_accuracy": float("nan")}, "expected a finite test_accuracy, got nan"),
+        ({"test_accuracy": "0.9"}, "expected a number as test_accuracy, got '0.9'"),
+        ({"selected_epoch": 2}, "expected selected_epoch from 1 to 1, got 2"),
+        ({"selected_epoch": 0}, "expected selected_epoch from 1 to 1, got 0"),
+        ({"protocol": "mine"}, "expected a protocol of paper, paper-code, strict, got 'mine'"),
+        ({"train_images": "all"}, "expected whole train_images, got 'all'"),
+        ({"aux_accuracy_per_class": [0.5], "aux_accuracy": 0.5},
+         "expected aux_accuracy_per_class of 10 numbers, got [0.5]"),
+        ({"aux_accuracy_per_class": [0.5] * 10}, "expected a number as aux_accuracy, got None"),
+    ],
+)  # fmt: skip
+def test_trial_with_figures_that_no_table_can_show_is_listed_and_hides_no_other(
+    changes: dict[str, Any], why: str, tmp_path: Path, undrawn: None
+) -> None:
+    rows = [epoch(0, "none", 0.9), epoch(0, "rotation", 0.8) | changes, epoch(1, "rotation", 0.7)]
+    folder = mnist_folder(tmp_path / "a", rows, seeds=2)
+    report.main([str(folder), "--out", str(tmp_path / "out")])
+    text = (tmp_path / "out" / "report.md").read_text()
+    source, line = table_row(text, "damaged epochs")
+    assert source == f"{folder}: paper-rotation-s0"
+    assert line.startswith(f"damaged epochs: {why}")
+    assert table_row(text, "best test epoch", "rotation")[2:6] == [
+        "1", "1", "best test epoch", "70.00",
+    ]  # fmt: skip
+
+
+def test_accuracies_of_classes_that_a_test_set_lacks_may_be_missing(
+    tmp_path: Path, undrawn: None
+) -> None:
+    shares = {"aux_accuracy_per_class": [float("nan")] + [0.5] * 9, "aux_accuracy": 0.5}
+    folder = mnist_folder(tmp_path / "a", [epoch(0, "rotation", 0.8) | shares], seeds=1)
+    report.main([str(folder), "--out", str(tmp_path / "out")])
+    assert "damaged" not in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_run_without_a_whole_game_has_no_score_and_says_so(tmp_path: Path, undrawn: None) -> None:
