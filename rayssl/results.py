@@ -709,33 +709,42 @@ def _read_evaluation(path: Path, found: Results, seen: set[Path]) -> None:
 
     def read(path: Path, found: Results) -> None:
         saved = json.loads(path.read_text())
-        played = saved["games" if "games" in saved else "settings"]  # settings: None, the agent's
-        for row in saved["rows"]:
-            model = saved.get("model") or {}
-            model = {} if row["agent"] == "random" else model
-            summary = row["summary"]
-            if cut := int(row.get("cut_games") or 0):
-                frames = int(played.get("max_game_frames", WHOLE_GAME_FRAMES))
-                if frames < WHOLE_GAME_FRAMES:
-                    raise _ExpectedError(
-                        f"{cut} of {summary['num']} games were cut at {frames:,} frames: a score "
-                        f"is of whole games, or of games of {WHOLE_GAME_FRAMES:,} frames"
-                    )
-            found.evaluations.append(Evaluation(
-                game=str(row["game"]), agent=str(row["agent"]),
-                aux_task=trained_with(model), aux_weight=aux_weight_of(model),
-                network=model.get("network"),
-                seed=model.get("seed"), env_steps=model.get("env_steps"),
-                td_updates=model.get("td_updates"),
-                epsilon=float(saved["settings"]["epsilon"]),
-                sticky=float(played.get("sticky") or 0.0), num=int(summary["num"]),
-                mean=float(summary["mean"]), low=summary["ci_low"], high=summary["ci_high"],
-                iqm=float(summary["iqm"]),
-                life_mean=row.get("lives", {}).get("clipped_mean"),
-                commit=str(saved.get("commit")), source=str(path),
-            ))  # fmt: skip
+        found.evaluations += [_evaluation(row, saved, str(path)) for row in saved["rows"]]
 
     _try(read, path, found)
+
+
+def _evaluation(row: Mapping[str, Any], saved: Mapping[str, Any], source: str) -> Evaluation:
+    """The evaluation of a row; its numbers are checked, as means are taken of them."""
+    played = saved["games" if "games" in saved else "settings"]  # settings: None, the agent's
+    model = {} if row["agent"] == "random" else saved.get("model") or {}
+    summary, life_mean = row["summary"], (row.get("lives") or {}).get("clipped_mean")
+    if cut := int(row.get("cut_games") or 0):
+        frames = int(played.get("max_game_frames", WHOLE_GAME_FRAMES))
+        if frames < WHOLE_GAME_FRAMES:
+            raise _ExpectedError(
+                f"{cut} of {summary['num']} games were cut at {frames:,} frames: a score "
+                f"is of whole games, or of games of {WHOLE_GAME_FRAMES:,} frames"
+            )
+    for name in ("mean", "iqm"):
+        _expect(_is_finite(summary[name]), f"a finite {name}", summary[name])
+    low, high = summary["ci_low"], summary["ci_high"]
+    for name, value in (("ci_low", low), ("ci_high", high), ("clipped_mean", life_mean)):
+        _expect(value is None or _is_finite(value), f"a finite {name}", value)
+    for name in ("seed", "env_steps", "td_updates"):
+        number = model.get(name)
+        _expect(number is None or _is_count(number), f"a whole number as {name}", number)
+    network = model.get("network")
+    _expect(isinstance(network, str | None), "a name as network", network)
+    return Evaluation(
+        game=str(row["game"]), agent=str(row["agent"]),
+        aux_task=trained_with(model), aux_weight=aux_weight_of(model), network=network,
+        seed=model.get("seed"), env_steps=model.get("env_steps"),
+        td_updates=model.get("td_updates"), epsilon=float(saved["settings"]["epsilon"]),
+        sticky=float(played.get("sticky") or 0.0), num=int(summary["num"]),
+        mean=float(summary["mean"]), low=low, high=high, iqm=float(summary["iqm"]),
+        life_mean=life_mean, commit=str(saved.get("commit")), source=source,
+    )  # fmt: skip
 
 
 def _is_count(value: Any) -> TypeGuard[int]:

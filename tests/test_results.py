@@ -248,6 +248,37 @@ def test_games_that_were_cut_short_are_no_evaluation(
     )
 
 
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"summary": {"mean": math.inf}}, "expected a finite mean, got inf"),
+        ({"summary": {"mean": math.nan}}, "expected a finite mean, got nan"),
+        ({"summary": {"iqm": "-2"}}, "expected a finite iqm, got '-2'"),
+        ({"summary": {"ci_low": "x"}}, "expected a finite ci_low, got 'x'"),
+        ({"lives": {"clipped_mean": -math.inf}}, "expected a finite clipped_mean, got -inf"),
+        ({"model": {"env_steps": "1000"}}, "expected a whole number as env_steps, got '1000'"),
+        ({"model": {"seed": [0]}}, "expected a whole number as seed, got [0]"),
+        ({"model": {"network": ["nature"]}}, "expected a name as network, got ['nature']"),
+    ],
+)  # fmt: skip
+def test_evaluation_with_odd_numbers_is_left_out_by_name(
+    changes: dict[str, Any], why: str, tmp_path: Path
+) -> None:
+    summary = {"num": 2, "mean": -2.0, "ci_low": None, "ci_high": None, "iqm": -2.0}
+    good: dict[str, Any] = {"agent": "nature", "game": "Pong", "summary": summary, "lives": {}}
+    odd = good | {key: good[key] | changes[key] for key in good.keys() & changes.keys()}
+    model = {"network": "nature", "seed": 0, "env_steps": 1_000, "td_updates": 250}
+    saved = {"settings": {"epsilon": 0.01}, "games": {"sticky": 0}, "commit": "c"}
+    for name, rows, agent in (("good", [good], {}), ("odd", [good, odd], changes.get("model", {}))):
+        (tmp_path / f"{name}-evaluation.json").write_text(
+            json.dumps(saved | {"model": model | agent, "rows": rows})
+        )
+    found = read_results([tmp_path])
+    assert [each.source for each in found.evaluations] == [str(tmp_path / "good-evaluation.json")]
+    assert found.left_out == [(str(tmp_path / "odd-evaluation.json"), why)]
+    make_page(found, command="", above=0.0)
+
+
 def test_log_of_another_job_is_left_out_by_name(tmp_path: Path) -> None:
     folder = tmp_path / "bigan"
     folder.mkdir()
