@@ -412,7 +412,10 @@ def _start(settings: Settings) -> Pairs:
 
 def _weight(value: Any) -> float | str:
     """A weight, or the text of several, one for each task."""
-    return value if isinstance(value, str) and "," in value else float(value)
+    weight = value if isinstance(value, str) and "," in value else float(value)
+    for each in map(float, str(weight).split(",")):
+        _expect(math.isfinite(each) and each >= 0, "an aux_weight of 0 or more", value)
+    return weight
 
 
 def _plain(value: Any) -> Any:
@@ -551,6 +554,10 @@ def _read_probes(folder: Path, found: Results, varied: Sequence[str] = ()) -> No
             found.notes.append(LeftOut(f"{folder}: {name}", "not finished"))
             continue
         value, low, high = (100 * float(v) for v in row["frame_accuracy"])
+        if not math.isfinite(value):
+            why = f"expected a finite frame_accuracy, got {value / 100}"
+            found.left_out.append(LeftOut(f"{folder}: {name}", why))
+            continue
         found.probes.append(Probe(
             faces=faces, protocol=str(row["protocol"]), backbone=str(row["backbone"]),
             layer=str(row["layer"]), classifier=str(row["classifier"]), split=str(row["split"]),
@@ -676,22 +683,25 @@ def _read_sweep(folder: Path, found: Results) -> None:
             why = str(row.get("error") or "ended early by the scheduler")
             found.notes.append(LeftOut(str(own), f"{status}: {why}"))
         if job not in ("atari", "mnist") and status == "finished" and row["reported"] != "":
-            found.runs.append(_run_of_table(job, key, settings, row, sweep, own))
+            _try(_read_row, own, found, key=key, settings=settings, row=row, sweep=sweep)
         if job in readers and any(
             (own / log).is_file() for log in ("progress.csv", "epochs.jsonl")
         ):
             _try(readers[job], own, found, varied=varied)
 
 
-def _run_of_table(
-    job: str, key: ArmKey, settings: Settings, row: Mapping[str, Any], sweep: Settings, own: Path
-) -> Run:
-    """A finished trial of a job whose log has no reader here: its line in trials.csv."""
-    return Run(
+def _read_row(
+    folder: Path, found: Results, key: ArmKey, settings: Settings, row: Mapping[str, Any],
+    sweep: Settings,
+) -> None:  # fmt: skip
+    """Adds a finished trial of a job whose log has no reader here: its line in trials.csv."""
+    reported = float(row["reported"])
+    _expect(math.isfinite(reported), "a finite value as reported", reported)
+    found.runs.append(Run(
         key=key, seed=int(settings["seed"]), settings=settings, commits=_commits(sweep),
         rows=pd.DataFrame(), x=str(row["unit"]), planned=int(row["planned"]),
-        reached=int(row["planned"]), reported=float(row["reported"]), source=str(own),
-    )  # fmt: skip
+        reached=int(row["planned"]), reported=reported, source=str(folder),
+    ))  # fmt: skip
 
 
 def _read_evaluations_below(folder: Path, found: Results, seen: set[Path]) -> bool:

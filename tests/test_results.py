@@ -171,6 +171,18 @@ def test_sweep_of_a_job_without_a_reader_is_read_from_its_table(sweep: Path) -> 
     assert {row["aux accuracy"] for row in arm_rows(study)} == {None}  # no log to read it from
 
 
+@pytest.mark.parametrize("value", ["inf", "nan"])
+def test_trial_whose_table_reports_no_number_hides_no_other(sweep: Path, value: str) -> None:
+    saved = json.loads((sweep / "sweep.json").read_text())
+    (sweep / "sweep.json").write_text(json.dumps(saved | {"job": "bigan"}))
+    table = (sweep / "trials.csv").read_text()
+    (sweep / "trials.csv").write_text(table.replace("0.979", value))
+    found = read_results([sweep])
+    why = f"expected a finite value as reported, got {value}"
+    assert found.left_out == [(str(sweep / "w1-s1"), why)]
+    assert make_studies(found)[0].arms[2].scores == pytest.approx({0: 0.98})
+
+
 def test_sweep_of_another_layout_is_left_out(sweep: Path) -> None:
     saved = json.loads((sweep / "sweep.json").read_text())
     (sweep / "sweep.json").write_text(json.dumps(saved | {"version": 2}))
@@ -222,6 +234,18 @@ def test_folder_that_may_not_be_read_hides_no_other(
     found = read_results([tmp_path])
     assert len(found.runs) == 1
     assert [each.why for each in found.left_out] == ["it cannot be read: Permission denied"]
+
+
+@pytest.mark.parametrize("weight", [-1, math.nan, math.inf, "0.5,-0.1"])
+def test_run_of_a_weight_that_no_training_can_have_is_left_out(
+    weight: float | str, tmp_path: Path
+) -> None:
+    for seed in (0, 1):
+        write_game(tmp_path / str(seed), {1_000: 1.0}, aux_task="rotation", aux_weight=weight,
+                   seed=seed)  # fmt: skip
+    found = read_results([tmp_path])
+    why = f"expected an aux_weight of 0 or more, got {weight!r}"
+    assert [each.why for each in found.left_out] == [why, why]
 
 
 def test_log_with_infinite_counters_is_left_out(tmp_path: Path) -> None:
@@ -299,8 +323,10 @@ def test_probes_of_frozen_features_fill_table_iii_under_their_own_faces(tmp_path
         for split, seed, share in (("random", 0, 0.7), ("random", 1, 0.9), ("family", 0, 0.5))
     ]  # fmt: skip
     rows.append(rows[0] | {"trial": "early", "done": False})
+    rows.append(rows[0] | {"trial": "odd", "frame_accuracy": [math.nan, 0.1, 0.2]})
     (folder / "epochs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = read_results([folder])
+    assert found.left_out == [(f"{folder}: odd", "expected a finite frame_accuracy, got nan")]
     assert [line.why for line in found.notes] == ["not finished", "not run: no"]
     ((title, table),) = table_3(found.probes).items()
     assert title == "stand-in of drawn faces, protocol strict"
