@@ -421,12 +421,13 @@ def weight_curves(study: Study) -> list[WeightCurve]:
 
 def _aggregates(studies: Sequence[Study], looks: dict[str, tuple[str, str]]) -> Section | None:
     suites = tables.make_suites(studies)
+    for suite in suites:
+        suite.keep(looks)  # all may be too many for a figure: see shown_arms
+    suites = [suite for suite in suites if suite.arms]
     if not suites:
         return None
     blocks: list[Table | Picture] = []
     for i, suite in enumerate(suites[:MAX_STUDIES]):
-        for name in [name for name in suite.arms if name not in looks]:
-            del suite.arms[name]  # too many for a figure: see shown_arms
         iqm, improvement = suite.iqm(), suite.improvement()
         note = f"Tasks: {', '.join(suite.tasks)}. Unit: {suite.measure}."
         if suite.left_out:

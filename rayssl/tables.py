@@ -1,7 +1,7 @@
 """Rows of a report's tables: arms, claims, the paper's tables, measures of rliable, seeds."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -478,7 +478,6 @@ class Suite:
       tasks: games or data sets, the second axis; the first is seeds.
       measure: unit of the scores.
       arms: name -> one array of scores for each task.
-      plain: name of the plain arm; None without one.
       left_out: arms that some task lacks, in words.
     """
 
@@ -503,8 +502,16 @@ class Suite:
                 _normalised(np.array(list(arm.scores.values())), study.where, normalised)
                 for study, arm in pairs
             ]
-        plain = [a.key.name for s in studies for a in s.arms if a.key.is_plain]
-        self.plain = next((name for name in plain if name in self.arms), None)
+        self._plain = [a.key.name for s in studies for a in s.arms if a.key.is_plain]
+
+    @property
+    def plain(self) -> str | None:
+        """Name of the plain arm; None without one."""
+        return next((name for name in self._plain if name in self.arms), None)
+
+    def keep(self, names: Collection[str]) -> None:
+        """Leaves out all arms but these."""
+        self.arms = {name: scores for name, scores in self.arms.items() if name in names}
 
     def iqm(self) -> list[tuple[str, Interval]]:
         """Returns each arm's IQM with its interval."""
@@ -512,12 +519,13 @@ class Suite:
 
     def improvement(self) -> list[tuple[str, Interval]]:
         """Returns each arm's probability of improvement over the plain one."""
-        if self.plain is None:
+        plain = self.plain
+        if plain is None:
             return []
         return [
-            (name, probability_of_improvement(scores, self.arms[self.plain]))
+            (name, probability_of_improvement(scores, self.arms[plain]))
             for name, scores in self.arms.items()
-            if name != self.plain
+            if name != plain
         ]
 
     def rows(

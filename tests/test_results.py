@@ -761,6 +761,22 @@ def test_figures_show_the_plain_arm_weight_1_and_the_best_of_many(tmp_path: Path
     assert [arm.key.weight for arm in shown_arms(study)] == [0, 1, 6, 7, 8, 9, 10, 11]
 
 
+def test_page_of_arms_that_figures_have_no_room_for_is_made(tmp_path: Path) -> None:
+    names = ["atc", "curl", "inverse", "jigsaw", "order-verification", "permutation",
+             "permutation-6", "reward", "rotation", "spr"]  # fmt: skip
+    for i, task in enumerate(names):
+        # Figures show eight: of weight 1, none of which has a score; of weight 0, the best.
+        write_game(tmp_path / "pong" / task, {1_000: None}, aux_task=task)
+        write_game(tmp_path / "breakout" / task, {1_000: i}, aux_task=task, aux_weight=0.0,
+                   game="breakout")  # fmt: skip
+    write_game(tmp_path / "pong" / "less", {1_000: 4.0}, aux_task="rotation", aux_weight=0.5)
+    for game, number in (("pong", 0), ("breakout", 1)):
+        page = make_page(read_results([tmp_path / game]), command="", above=0.0)
+        blocks = [block for section in page.sections for block in section.blocks]
+        pictures = [block for block in blocks if isinstance(block, Picture)]
+        assert len([picture for picture in pictures if "IQM" in picture.title]) == number
+
+
 @pytest.mark.parametrize(
     ("seeds", "text"),
     [([0, 1, 2, 3], "0-3"), ([4, 0, 1], "0, 1, 4"), ([7], "7"), ([], ""), ([1, 3, 4, 5], "1, 3-5")],
