@@ -424,8 +424,8 @@ def judge(claim: Claim, studies: Sequence[Study]) -> list[Finding]:
         for arm in study.arms:
             if arm.key.task not in claim.treated or arm.key.weight != 1 or not arm.scores:
                 continue
-            if arm.key.is_pretrained:
-                continue  # the sentences are about training from random weights
+            if not arm.key.is_from_scratch:
+                continue  # the sentences are about training all of it
             if claim.per_class:
                 found += _judge_classes(claim, study, arm)
                 continue

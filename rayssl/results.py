@@ -91,8 +91,13 @@ class ArmKey(NamedTuple):
 
     @property
     def is_plain(self) -> bool:
-        """Whether nothing but the job's own loss is trained, from random weights."""
-        return self.weight == 0 and not self.is_pretrained
+        """Whether nothing but the job's own loss is trained, all of it, from random weights."""
+        return self.weight == 0 and self.is_from_scratch
+
+    @property
+    def is_from_scratch(self) -> bool:
+        """Whether the trunk is trained, from random weights."""
+        return not {"init_from", "freeze_trunk"} & dict(self.aux).keys()
 
     @property
     def is_pretrained(self) -> bool:
@@ -104,7 +109,8 @@ class ArmKey(NamedTuple):
         """`none`, or `permutation, weight 1, every 4`; `none, trunk from pretrained`."""
         values = dict(self.aux)
         frozen = "frozen " if "freeze_trunk" in values else ""
-        start = [f"{frozen}trunk from {values['init_from']}"] if self.is_pretrained else []
+        source = f" from {values['init_from']}" if self.is_pretrained else ""
+        start = [] if self.is_from_scratch else [f"{frozen}trunk{source}"]
         more = [in_words(pair) for pair in self.aux if pair[0] not in AUX_NAMES]
         if self.task == "none":
             return ", ".join(["none", *start, *more])
@@ -403,11 +409,13 @@ def arm_key(job: str, settings: Settings, varied: Iterable[str] = ()) -> ArmKey:
 
 
 def _start(settings: Settings) -> Pairs:
-    """Whose trunk a training of games starts from, by its whole path; nothing if it is random."""
-    if not settings.get("init_from"):
-        return ()
+    """Whose trunk a training of games starts from, by its whole path, and whether it stays that.
+
+    Nothing if the trunk is trained from random weights.
+    """
+    path = settings.get("init_from")
     frozen = (("freeze_trunk", True),) if settings.get("freeze_trunk") else ()
-    return (("init_from", str(Path(str(settings["init_from"])))), *frozen)
+    return (("init_from", str(Path(str(path)))), *frozen) if path else frozen
 
 
 def _weight(value: Any) -> float | str:

@@ -136,7 +136,7 @@ def game_rows(runs: Sequence[Run], above: float) -> list[Row]:
         rows.append({
             "game": run.settings["game"],
             **({"setting": run.key.setting} if several else {}),
-            "task": run.key.name if run.key.is_pretrained else run.settings["aux_task"],
+            "task": run.settings["aux_task"] if run.key.is_from_scratch else run.key.name,
             "weight": run.key.weight,
             "seed": run.seed,
             "steps": run.reached,
@@ -347,7 +347,7 @@ def _own_arms(agent: str, studies: Sequence[Study]) -> dict[str, dict[str, list[
         for arm in study.arms:
             if PAPER_AGENTS.get(arm.key.task) != agent or not arm.runs:
                 continue
-            if arm.key.task != "none" and arm.key.weight != 1 or arm.key.is_pretrained:
+            if arm.key.task != "none" and arm.key.weight != 1 or not arm.key.is_from_scratch:
                 continue
             setting = f", {arm.key.setting}" if several else ""
             name = f"{arm.key.name}{setting}"

@@ -1011,15 +1011,17 @@ def test_run_from_another_runs_trunk_is_an_arm_of_its_own_beside_the_plain_one(
         ("scratch", -20.0, {}),
         ("tuned", -18.5, {"init_from": "results/local/pretrained"}),
         ("kept", -19.0, {"init_from": "results/local/pretrained", "freeze_trunk": True}),
+        ("random", -20.5, {"freeze_trunk": True}),
     ):
         write_game(tmp_path / name, {1_000: score}, **more)
-    study = make_studies(read_results([tmp_path]))[0]
-    names = ["none", "none, frozen trunk from pretrained", "none, trunk from pretrained"]
+    (study,) = make_studies(read_results([tmp_path]))
+    names = ["none", "none, frozen trunk", "none, frozen trunk from pretrained",
+             "none, trunk from pretrained"]  # fmt: skip
     assert [arm.key.name for arm in study.arms] == names
     gains = [study.gain(arm) for arm in study.arms]
-    assert [gain and gain.mean for gain in gains] == [None, 1.0, 1.5]
+    assert [gain and gain.mean for gain in gains] == [None, -0.5, 1.0, 1.5]
     rows = [row["agent"] for row in table_4([study], [])]
-    assert not any("pretrained" in agent for agent in rows)  # the paper's arms start at random
+    assert not any("trunk" in agent for agent in rows)  # the paper's arms train all, from random
 
 
 def test_trunks_of_two_runs_are_two_arms_though_their_checkpoints_bear_one_name(
