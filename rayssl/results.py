@@ -387,7 +387,8 @@ def arm_key(job: str, settings: Settings, varied: Iterable[str] = ()) -> ArmKey:
     where = game_title(settings["game"]) if job == "atari" else str(settings.get("dataset", job))
     aux_names = AUX_SETTINGS.get(job, ("aux_task", "aux_weight"))
     context_names = [*CONTEXT_SETTINGS.get(job, ())]
-    context_names += [n for n in varied if n not in (*aux_names, *context_names, *HOUSEKEEPING)]
+    named = {*aux_names, *context_names, *HOUSEKEEPING, "init_from", "freeze_trunk"}
+    context_names += [name for name in varied if name not in named]
     context = tuple((name, _plain(settings[name])) for name in context_names)
     if job == "atari" and settings.get("preset") == PAPER_CODE:
         context += (("protocol", PAPER_CODE),)  # judged by another measure than all others

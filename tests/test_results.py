@@ -661,6 +661,16 @@ def test_setting_that_a_sweep_varied_parts_what_is_compared() -> None:
                          (("aux_task", "none"),))  # fmt: skip
 
 
+def test_trunk_that_a_sweep_varied_stays_comparable_with_random_weights() -> None:
+    usual = {"game": "pong", "aux_task": "none", "network": "nature"}
+    varied = ["init_from", "freeze_trunk"]
+    plain = arm_key("atari", usual | {"init_from": None, "freeze_trunk": False}, varied)
+    tuned = arm_key("atari", usual | {"init_from": "a/run", "freeze_trunk": True}, varied)
+    assert plain == ArmKey("atari", "Pong", (("network", "nature"),), (("aux_task", "none"),))
+    assert tuned.context == plain.context
+    assert tuned.name == "none, frozen trunk from a/run"
+
+
 def test_runs_of_one_seed_that_differ_in_a_setting_stand_beside_one_another(tmp_path: Path) -> None:
     for seed, (slow, fast) in enumerate([(1.0, 4.0), (2.0, 5.0), (3.0, 7.0)]):
         for lr, score in ((1e-4, slow), (1e-3, fast)):
