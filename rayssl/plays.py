@@ -43,8 +43,9 @@ def played_alike(found: Sequence[Evaluation]) -> dict[Play, list[Evaluation]]:
     """Returns how the evaluations were played -> one of each agent; first what a mean is taken of.
 
     First stand those of the most agents; of several with as many, those played as evaluate.py does
-    by itself, then those after the most steps. Agents of one play are told apart by their seed. Of
-    two evaluations of one agent the one with more games counts.
+    by itself, then those after the most steps. Agents of one play are told apart by their seed: a
+    file does not say what else they were trained with, so that two of one seed that differ in the
+    learning rate, say, count as one. Of two evaluations of one agent that with more games counts.
 
     Args:
       found: of one game.
