@@ -257,7 +257,7 @@ def pretext_accuracies(arms: Sequence[Arm]) -> list[dict[str, Any]]:
 
 
 def _paper(value: float | None, arm: Arm, dataset: str) -> str | None:
-    """The paper's number, beside the arms that do what it did."""
+    """The paper's number, beside MNIST's arms of its weight, however long they were trained."""
     comparable = dataset == "mnist" and arm.aux_weight == 1 and value is not None
     return _two(value) if comparable and value is not None else None
 
