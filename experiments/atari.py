@@ -8,6 +8,7 @@
 Section IV-B of the paper. Ends with a table, a learning curve (PNG) and the path of a checkpoint.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -28,6 +29,7 @@ from ray import tune
 from rayssl.cli import check_writable, parse_atari_run, provenance, refuse, remove_empty
 from rayssl.envs.atari import AtariSettings, action_set, game_title, rom_id
 from rayssl.evaluation import load_trunk
+from rayssl.files import hold
 from rayssl.jobs.atari import build_config, check_run
 from rayssl.metrics import TABLE_IV
 from rayssl.networks import as_sequence_task
@@ -206,6 +208,12 @@ def summarise(run: AtariRun, folder: Path, checkpoint: Path | None) -> dict[str,
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs one training from a command line and returns the closing table's row."""
+    with contextlib.ExitStack() as held:
+        return run_training(argv, held)
+
+
+def run_training(argv: Sequence[str] | None, held: contextlib.ExitStack) -> dict[str, Any]:
+    """Is `main`, which gives back what is `held` at the end."""
     made: list[Path] = []
     try:
         run = parse_atari_run(argv)
@@ -217,12 +225,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         config = build_config(run)
         resumed_at = 0
         if run.resume:
+            held.enter_context(hold(folder))
             resumed_at = go_on(run, folder, config)
         elif (folder / "settings.json").exists():
             raise FileExistsError(
                 f"{folder} holds a run already. Go on with --resume {folder}, or choose --name."
             )
         made = check_writable(folder)
+        if not run.resume:
+            held.enter_context(hold(folder))
         address = ray_address(run.address)
         local = address == "local"
         started_here = not ray.is_initialized()

@@ -1,5 +1,6 @@
 """An experiment of trials that run by the epoch, from its command line to its tables and figure."""
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ import ray
 
 from rayssl.cli import check_writable, provenance, refuse, remove_empty
 from rayssl.data import ImageSplits
+from rayssl.files import hold
 from rayssl.report import read_epochs
 from rayssl.rllib.resources import check_trial_fits
 from rayssl.rllib.start import check_shared, ray_address, record_start, start_ray
@@ -63,11 +65,17 @@ def run_experiment(make: Callable[[], Experiment]) -> str:
       SystemExit: with code 2 and one line for a mistake, before anything is written; after the
         tables with 1 if trials failed, with `UNFINISHED` if the experiment was stopped.
     """
+    with contextlib.ExitStack() as held:
+        return _run(make, held)
+
+
+def _run(make: Callable[[], Experiment], held: contextlib.ExitStack) -> str:
     made: list[Path] = []
     try:
         own = make()
         run, folder = own.run, own.folder
         made = check_writable(folder)
+        held.enter_context(hold(folder))
         left = pending(read_epochs(folder), folder, own.configs, own.kind)
         if left:
             start_ray(ray_address(run.address))

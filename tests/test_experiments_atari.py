@@ -8,6 +8,7 @@ import pytest
 
 from experiments import atari
 from rayssl.cli import provenance
+from rayssl.files import hold
 from rayssl.presets import AtariRun
 from rayssl.rllib.checkpoint import MODEL_SETTINGS, write_manifest
 from rayssl.rllib.start import ray_address
@@ -179,6 +180,15 @@ def test_folder_that_holds_a_run_is_left_alone_without_resume(
     assert err == (
         f"error: {place} holds a run already. Go on with --resume {place}, or choose --name.\n"
     )
+
+
+def test_run_that_is_under_way_is_not_resumed_beside_itself(
+    tmp_path: Path, refused: Refuse
+) -> None:
+    (tmp_path / "settings.json").write_text(json.dumps(provenance(AtariRun())))
+    with hold(tmp_path):
+        err = refused("--resume", str(tmp_path))
+    assert err.startswith(f"error: Another process is at work in {tmp_path}.")
 
 
 def test_resume_of_a_run_keeps_its_settings_and_judges_the_words_beside_it(

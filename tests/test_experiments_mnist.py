@@ -19,6 +19,7 @@ from rayssl import epoch_experiment
 from rayssl.cli import git_commit
 from rayssl.data import ImageSplits, load_dataset
 from rayssl.data.mnist import FILES
+from rayssl.files import hold
 from rayssl.report import read_epochs
 from rayssl.trainables import newest_checkpoint
 from rayssl.training import ClassifierSettings, ClassifierTraining
@@ -131,6 +132,13 @@ def test_folder_that_cannot_be_written_is_refused(refused: Refuse, tmp_path: Pat
     (tmp_path / "file").write_text("no folder")
     err = refused("--dataset", "digits", "--results-dir", str(tmp_path / "file"))
     assert_one_line(err, f"Results cannot be written to {tmp_path / 'file' / 'digits'}: Not a dir")
+
+
+def test_experiment_that_is_under_way_is_left_alone(refused: Refuse, tmp_path: Path) -> None:
+    (tmp_path / "digits").mkdir()
+    with hold(tmp_path / "digits"):
+        err = refused("--dataset", "digits", "--results-dir", str(tmp_path))
+    assert_one_line(err, f"Another process is at work in {tmp_path / 'digits'}.")
 
 
 def test_folder_of_another_experiment_is_refused(refused: Refuse, tmp_path: Path) -> None:
