@@ -432,7 +432,7 @@ def sweep(cluster: Cluster) -> None:
 
 
 def clear_errors(cluster: Cluster) -> None:
-    """A volume that cannot be written, a full disk, too few CPUs: said at once."""
+    """A volume that cannot be written, a full disk, too few CPUs, a folder of one node alone."""
     run_it = [cluster.engine, "run", "--rm", "-e", "RAY_ADDRESS=local"]
     for what, mount, prepare, where, why in (
         ("a read-only results volume", ["--read-only"], "", "", "Read-only file system"),
@@ -445,6 +445,9 @@ def clear_errors(cluster: Cluster) -> None:
         expect_error(done, what, why)
     many = ["--num-workers", "1000", "--envs-per-worker", "1", "--name", "many"]
     expect_error(cluster.exec(*ATARI[:2], *many), "1000 workers", "CPU")
+    alone = ["python", "experiments/sweep.py", "mnist", "--dataset", "digits"]
+    done = cluster.exec(*alone, "--results-dir", "/tmp/alone")
+    expect_error(done, "a sweep's folder on the head alone", "one folder that all 3 nodes")
 
 
 def expect_error(done: "subprocess.CompletedProcess[str]", what: str, why: str) -> None:
