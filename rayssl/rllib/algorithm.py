@@ -48,7 +48,7 @@ from rayssl.rllib.checkpoint import (
 )
 from rayssl.rllib.config import AuxDQNConfig
 from rayssl.rllib.env_runner import Rollout
-from rayssl.rllib.learner import DISCOUNTS, WEIGHTS
+from rayssl.rllib.learner import AUX_FIGURES, DISCOUNTS, TD_FIGURES, WEIGHTS
 
 logger = logging.getLogger(__name__)
 SAMPLE, PING = "sample", "ping"  # tags of the requests in flight
@@ -356,7 +356,7 @@ class AuxDQN(Algorithm):
         self._last_report = time.perf_counter()
         wall = self._last_report - start
         mean = {name: total / count for name, (total, count) in self._stats.items() if count}
-        results.update(mean)
+        results.update(dict.fromkeys((*TD_FIGURES, *AUX_FIGURES), float("nan")) | mean)
         results.update(
             env_steps=self._env_steps,
             games=self._games,

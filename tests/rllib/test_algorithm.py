@@ -104,6 +104,14 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
         np.testing.assert_array_equal(a, b)
 
 
+def test_losses_are_nan_until_the_first_update(build: Build) -> None:
+    algo = build(make_config().training(learning_starts_steps=100))  # an iteration: 96
+    names = ("td_loss", "td_error_abs", "q_mean", "aux_loss", "aux_accuracy", "aux_left_out")
+    first, second = algo.train(), algo.train()
+    assert all(np.isnan(first[name]) for name in names)
+    assert all(np.isfinite(second[name]) for name in names)
+
+
 def test_aux_only_run_makes_no_td_update_and_its_checkpoint_starts_another_run(
     build: Build, tmp_path: Path
 ) -> None:
