@@ -60,6 +60,12 @@ def parse_atari_run(argv: Sequence[str] | None = None) -> AtariRun:
 
 def _check_fits_checkpoints(run: AtariRun, saved: AtariRun) -> None:
     """Refuses what the start would find out too late: when settings.json is written anew."""
+    if run.schedule == "aux-only" != saved.schedule:  # pretrain.py atari says so unasked
+        raise ValueError(
+            f"{run.resume} was started with --schedule {saved.schedule}; as aux-only it would make "
+            f"no more TD updates. Go on with experiments/atari.py --resume {run.resume} without "
+            "--schedule, or start a new run with --name."
+        )
     names = ["game", "aux_task", "network", "frame_size", "optimizers", "freeze_trunk"]
     if run.init_from != saved.init_from:
         names.append("init_from")  # it would be passed over: the weights are the checkpoint's

@@ -145,6 +145,15 @@ def test_resume_with_what_the_checkpoints_do_not_fit_is_refused(
     assert str(error.value).endswith("start a new run with --name.")
 
 
+def test_run_with_td_updates_does_not_go_on_as_aux_only(tmp_path: Path) -> None:
+    folder = saved_run(tmp_path / "run", AtariRun(schedule="joint"))
+    words = ["--schedule", "aux-only", "--resume", str(folder)]  # as pretrain.py atari has it
+    with pytest.raises(ValueError, match="was started with --schedule joint; as aux-only it would"):
+        parse_atari_run(words)
+    only = saved_run(tmp_path / "only", AtariRun(schedule="aux-only"))
+    assert parse_atari_run([*words[:3], str(only)]).schedule == "aux-only"
+
+
 def test_resume_takes_another_spelling_of_the_game_and_other_workers(tmp_path: Path) -> None:
     folder = saved_run(tmp_path / "run", AtariRun())
     words = ["--game", "ALE/Pong-v5", "--num-workers", "2", "--envs-per-worker", "4"]
