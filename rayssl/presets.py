@@ -129,6 +129,12 @@ class AtariRun:
     evaluation_games: int = 100
     """Whole games of an evaluation (100: section V-C)."""
 
+    def __post_init__(self) -> None:
+        """Makes paths absolute: a resume and a sweep's trials have other working directories."""
+        for name in ("policy", "init_from"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, Path(getattr(self, name)).resolve())
+
 
 @dataclass(frozen=True)
 class Setting:

@@ -161,6 +161,18 @@ def test_resume_takes_another_spelling_of_the_game_and_other_workers(tmp_path: P
     assert (run.game, run.num_workers, run.envs_per_worker) == ("ALE/Pong-v5", 2, 4)
 
 
+def test_folders_that_a_run_names_are_found_from_any_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    run = parse_atari_run(["--init-from", "pretrained", "--policy", "elsewhere/../player"])
+    assert (run.init_from, run.policy) == (tmp_path / "pretrained", tmp_path / "player")
+    folder = saved_run(tmp_path / "run", run)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert parse_atari_run(["--resume", str(folder)]) == replace(run, resume=folder)
+
+
 def test_resume_of_a_run_with_other_fields_takes_those_that_are_known(tmp_path: Path) -> None:
     settings = {"steps": 7, "a_field_of_yesterday": 1}  # results_dir and resume are missing
     (tmp_path / "settings.json").write_text(json.dumps({"settings": settings}))

@@ -46,8 +46,8 @@ def build_config(run: AtariRun) -> AuxDQNConfig:
             task=run.aux_task, weight=weights if len(weights) > 1 else weights[0],
             combine=run.aux_combine, samples=run.aux_samples, every=run.aux_every,
             schedule=run.schedule, pretrain_updates=run.pretrain_updates,
-            policy=str(run.policy.resolve()) if run.policy else None,
-            init_from=str(run.init_from.resolve()) if run.init_from else None,
+            policy=str(run.policy) if run.policy else None,
+            init_from=str(run.init_from) if run.init_from else None,
             freeze_trunk=run.freeze_trunk,
             optimizers="shared" if plain else run.optimizers,
         )
