@@ -80,6 +80,7 @@ def go_on(run: AtariRun, folder: Path, config: AuxDQNConfig) -> int:
                 f"{manifest.parent} cannot be used: {damage(manifest.parent)}. {folder} has no "
                 "other checkpoint to go on from: start a new run with --name."
             )
+        config.validate()  # `check_run` took the trunk of --init-from for the checkpoint's
         print(f"{folder} has no whole checkpoint: starting over", flush=True)
         return 0
     if code := hidden_code(checkpoint):

@@ -217,6 +217,16 @@ def test_resume_from_damaged_checkpoints_alone_is_refused_and_keeps_the_logs(
     assert err.endswith("has no other checkpoint to go on from: start a new run with --name.\n")
 
 
+def test_run_without_a_checkpoint_yet_still_needs_the_trunk_that_it_starts_from(
+    tmp_path: Path, refused: Refuse
+) -> None:
+    (tmp_path / "run").mkdir()
+    saved = provenance(AtariRun(init_from=tmp_path / "gone"))
+    (tmp_path / "run" / "settings.json").write_text(json.dumps(saved))
+    err = refused("--resume", "run")
+    assert err.startswith(f"error: No checkpoint folder at {tmp_path}/gone. Pass a folder")
+
+
 def test_cluster_that_does_not_answer_is_one_line_and_leaves_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
