@@ -51,7 +51,8 @@ class Settings:
     video: Path | None = None
     """MP4 file to write: the first game."""
     json: Path | None = None
-    """JSON file to write; by default <checkpoint>-evaluation.json, beside the checkpoint."""
+    """JSON file to write; by default <checkpoint>-evaluation.json, beside the checkpoint, unless
+    that holds more games, or games of other settings."""
     smoke: bool = False
     """2 games of at most 400 frames: does it run at all? Replaces no other, but with --json."""
 
@@ -86,6 +87,24 @@ def prepare(settings: Settings) -> tuple[Agent | None, AtariSettings, Path | Non
     for file in filter(None, (path, settings.video)):
         check_file_writable(file)
     return agent, games, path
+
+
+def says_more(path: Path, agent: Agent, games: AtariSettings, settings: Settings) -> bool:
+    """Returns whether a file holds whole games of this agent that those to come do not stand for:
+    more of them, others, or a random agent's beside them.
+    """
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        old = saved["settings"]
+        played = AtariSettings(**saved["games"])
+        if old.get("smoke") or saved["model"] != agent.settings:
+            return False
+        same = replace(played, game=games.game, num_threads=games.num_threads) == games
+        same &= (old["epsilon"], old["seed"]) == (settings.epsilon, settings.seed)
+        fewer = settings.episodes < old["episodes"] or (old["random"] and not settings.random)
+        return not same or fewer
+    except (OSError, ValueError, KeyError, TypeError):  # none, or not of this script
+        return False
 
 
 def sticky_line(agent: Agent | None, games: AtariSettings) -> str:
@@ -128,6 +147,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         agent, games, path = prepare(settings)
     except (ValueError, OSError) as error:
         refuse(error)
+    if path and agent and not settings.json and says_more(path, agent, games, settings):
+        print(
+            f"Not replaced: {path}, an evaluation of more games or of other settings; --json FILE "
+            "saves this one, too.",
+            flush=True,
+        )
+        path = None
     results = {
         "command": ["experiments/evaluate.py", *argv],
         "commit": git_commit(),

@@ -525,6 +525,48 @@ def test_smoke_run_does_not_replace_an_evaluation_that_is_there(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
+    "words",
+    ["--episodes 1 --video {tmp}/a.mp4", "--epsilon 0.5", "--seed 1", "--max-game-frames 60", ""],
+)
+def test_evaluation_that_says_more_is_not_replaced_unless_asked(
+    words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_agent(tmp_path / "agent")
+    usual = [str(tmp_path / "agent"), "--episodes=2", "--num-envs=2", "--max-game-frames=80"]
+    path = tmp_path / "agent-evaluation.json"
+    evaluate.main([*usual, "--random"])
+    whole = path.read_bytes()
+    again = [*usual, *(words or "--no-random").format(tmp=tmp_path).split()]
+    again += ["--random"] if words else []
+    capsys.readouterr()
+    evaluate.main(again)
+    assert path.read_bytes() == whole
+    out = capsys.readouterr().out
+    assert out.startswith(f"Not replaced: {path}, an evaluation of more games or of other settings")
+    assert "| agent | game |" in out
+    assert (tmp_path / "a.mp4").exists() == ("video" in words)
+    assert evaluate.main([*again, "--json", str(path)]) == json.loads(path.read_text())
+
+
+def test_evaluation_is_replaced_by_as_many_equal_games_and_by_another_agents(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = save_agent(tmp_path / "agent")
+    path = tmp_path / "agent-evaluation.json"
+    words = [str(folder), "--num-envs=2", "--max-game-frames=80"]
+    evaluate.main([str(folder), "--smoke"])
+    for episodes in (2, 2, 3):  # whole games in the place of a smoke run's, as many, more of them
+        capsys.readouterr()
+        evaluate.main([*words, f"--episodes={episodes}"])
+        assert f"Results: {path}" in capsys.readouterr().out
+        assert len(json.loads(path.read_text())["rows"][0]["scores"]) == episodes
+    settings = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(settings | {"env_steps": 2000}))
+    evaluate.main([*words, "--episodes=1", "--epsilon=0.5"])
+    assert json.loads(path.read_text())["model"]["env_steps"] == 2000
+
+
+@pytest.mark.parametrize(
     ("trained", "words", "played", "line"),
     [
         (0.25, [], 0.25, "Sticky actions: 0.25, as in training"),
