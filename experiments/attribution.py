@@ -70,6 +70,8 @@ from rayssl.report import markdown_table
 from rayssl.video import write_mp4
 
 MNIST_STATE = "state.pt"  # of a trial of mnist.py, in its checkpoint folder
+RESULTS = Path("results/local/attribution")
+RECORD, TABLE = "attribution.json", "attribution.md"
 REDRAWN = "all weights drawn anew"
 Floats = npt.NDArray[np.float64]
 
@@ -115,8 +117,9 @@ class Settings:
     """Noisy copies at once."""
     device: str = "cpu"
     """Where the maps are computed: cpu or cuda."""
-    out: Path = Path("results/local/attribution")
-    """Folder for panel.png, redrawn.png, conditions.png, attribution.json, attribution.md."""
+    out: Path | None = None
+    """Folder for panel.png, redrawn.png, conditions.png, attribution.json, attribution.md; default:
+    results/local/attribution/CHECKPOINT, with -TARGET where one is given."""
 
 
 @dataclass(frozen=True)
@@ -413,6 +416,27 @@ def region_rows(explained: Explained, maps: dict[str, Tensor]) -> list[dict[str,
     return [*rows, uniform]
 
 
+def folder_of(settings: Settings) -> Path:
+    """Returns the folder to write to; by default one of the checkpoint's own.
+
+    Raises:
+      ValueError: if that holds the maps of another checkpoint of this name.
+    """
+    if settings.out is not None:
+        return settings.out
+    checkpoint = settings.checkpoint.resolve()
+    name = checkpoint.name if checkpoint.is_dir() else checkpoint.stem
+    folder = RESULTS / (f"{name}-{settings.target}" if settings.target else name)
+    try:
+        other = json.loads((folder / RECORD).read_text())["settings"]["checkpoint"]
+        is_other = Path(other).resolve() != checkpoint
+    except (OSError, ValueError, KeyError, TypeError):
+        is_other = False
+    if is_other:
+        raise ValueError(f"{folder} holds the maps of {other}. Choose another folder with --out.")
+    return folder
+
+
 def likeness(a: Floats, b: Floats) -> list[float]:
     """Returns the Spearman correlation of each pair of maps, pixel by pixel."""
     return [float(spearmanr(x.ravel(), y.ravel()).statistic) for x, y in zip(a, b, strict=True)]
@@ -431,10 +455,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             raise ValueError(f"Expected a --video path ending in .mp4, got {settings.video}.")
         if settings.video:
             check_file_writable(settings.video)
+        out = folder_of(settings)
         subject = read_subject(settings)
         trained = networks(subject, settings)
         explained = on_device(subject.explained, settings.device)
-        made = check_writable(settings.out)
+        made = check_writable(out)
         maps, drawn = {}, {}
         for name, network in trained.items():
             fresh = reinitialized(network, seed=settings.seed)
@@ -463,21 +488,22 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         "likeness_of_each": alike,
         "inputs": [text.replace("\n", ", ") for text in explained.captions],
     }
-    for path in draw(explained, maps, alike, settings):
+    for path in draw(explained, maps, alike, settings, out):
         print(path)
+    (out / TABLE).unlink(missing_ok=True)  # of an earlier run: this one may have none
     if rows:
         results["rows"] = rows
         told = f"{explained.what}\n\n{table(rows)}"
         told = f"{told}\n\n{note}".rstrip()
         print(f"\n{told}")
-        (settings.out / "attribution.md").write_text(f"{told}\n")
+        (out / TABLE).write_text(f"{told}\n")
     elif note:
         print(f"\n{note}")
     print("\nSpearman correlation of each map with that of the same network, weights drawn anew:")
     for name, values in alike.items():
         shown = " ".join(f"{value:.2f}" for value in values[: settings.shown])
         print(f"{name}: mean {np.mean(values):.2f}; of those shown {shown}")
-    (settings.out / "attribution.json").write_text(json.dumps(results, indent=1))
+    (out / RECORD).write_text(json.dumps(results, indent=1))
     if settings.video:
         assert subject.agent is not None
         record(subject.agent, settings, settings.video)
@@ -493,8 +519,9 @@ def on_device(explained: Explained, device: str) -> Explained:
 
 
 def draw(
-    explained: Explained, maps: dict[str, Tensor], alike: dict[str, list[float]], settings: Settings
-) -> Iterable[Path]:
+    explained: Explained, maps: dict[str, Tensor], alike: dict[str, list[float]],
+    settings: Settings, out: Path,
+) -> Iterable[Path]:  # fmt: skip
     """Draws the panels and returns their paths: input, map and overlay; one row a network."""
     n = settings.shown
     notes = {
@@ -504,7 +531,7 @@ def draw(
     flat = {name: pixel_maps(found)[:n] for name, found in maps.items()}
     for name, file in (("as trained", "panel.png"), (REDRAWN, "redrawn.png")):
         yield panel(
-            explained.images[:n], flat[name], settings.out / file,
+            explained.images[:n], flat[name], out / file,
             frames=None if explained.frames is None else explained.frames[:n],
             masks=None if explained.masks is None else explained.masks[:n],
             captions=explained.captions[:n], notes=notes.get(name, ()),
@@ -512,7 +539,7 @@ def draw(
         )  # fmt: skip
     rows = [Condition(name, found, notes.get(name, ())) for name, found in flat.items()]
     yield condition_grid(
-        explained.images[:n], rows, settings.out / "conditions.png",
+        explained.images[:n], rows, out / "conditions.png",
         captions=explained.captions[:n], title=f"{explained.what}\n{settings.kind}",
     )  # fmt: skip
 

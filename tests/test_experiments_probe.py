@@ -289,8 +289,11 @@ def test_fakes_without_a_mask_are_left_out_of_the_scores_and_counted(
         attribution, "load_face_set", lambda folder: dataclasses.replace(faces, videos=videos)
     )
     words = [str(tmp_path / "probe.pt"), "--faces", "any", *ONE_MAP, "--out", str(tmp_path / "a")]
+    file = tmp_path / "a" / "attribution.md"
+    file.parent.mkdir()
+    file.write_text("of an earlier run")
     found = attribution.main(words)
-    out, file = capsys.readouterr().out, tmp_path / "a" / "attribution.md"
+    out = capsys.readouterr().out
     if masked == "none":
         note = "Maps are not scored, 2 of 2 fakes: no mask in their crop of what was changed."
         assert "rows" not in found

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from experiments import attribution
+from rayssl.cli import provenance
 from rayssl.data import load_dataset
 from rayssl.envs.atari import AtariSettings
 from rayssl.evaluation import Agent, load_agent, watch_games
@@ -287,13 +288,35 @@ def test_maps_of_an_atari_run_with_shares_and_a_row_for_each_network(
     assert again["inputs"] == found["inputs"]
 
 
-def test_maps_of_a_classifier_are_drawn(classifier: Path, tmp_path: Path) -> None:
+def test_maps_of_a_classifier_are_drawn(
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     for target in ("class", "aux"):
-        out = tmp_path / target
-        found = attribution.main([str(classifier), *QUICK, "--target", target, "--out", str(out)])
+        out = tmp_path / "results/local/attribution" / f"{classifier.name}-{target}"
+        found = attribution.main([str(classifier), *QUICK, "--target", target])
         assert "rows" not in found
         assert (out / "conditions.png").is_file()
         assert target != "aux" or "rotation" in found["what"]
+
+
+def test_checkpoint_has_a_folder_of_its_own_and_takes_no_other_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("w0.1-s0", "second/w0.1-s0"):
+        Path(name).mkdir(parents=True)
+    first = attribution.Settings(Path("w0.1-s0"))
+    folder = attribution.folder_of(first)
+    assert folder == Path("results/local/attribution/w0.1-s0")
+    assert attribution.folder_of(attribution.Settings(Path("heads/w0.1-s0.pt"))) == folder
+    folder.mkdir(parents=True)
+    (folder / "attribution.json").write_text(json.dumps(provenance(first)))
+    assert attribution.folder_of(attribution.Settings(Path("w0.1-s0").resolve())) == folder
+    second = attribution.Settings(Path("second/w0.1-s0"))
+    with pytest.raises(ValueError, match="holds the maps of w0.1-s0. Choose another folder with"):
+        attribution.folder_of(second)
+    assert attribution.folder_of(dataclasses.replace(second, out=folder)) == folder
 
 
 @pytest.fixture
