@@ -55,6 +55,7 @@ from rayssl.deepfake import (
     load_probe,
     split_of,
 )
+from rayssl.envs.atari import rom_id
 from rayssl.evaluation import CONSOLE_FPS, EPSILON, MODEL_SETTINGS, Agent, load_agent
 from rayssl.explaining import (
     Explained,
@@ -327,9 +328,8 @@ def networks(subject: Subject, settings: Settings) -> dict[str, nn.Module]:
             )
         assert subject.agent is not None
         other, own = load_agent(path), subject.agent
-        alike = [
-            other.settings.get(k) == own.settings.get(k) for k in ("game", "stack", "frame_size")
-        ]
+        alike = [other.settings[k] == own.settings[k] for k in ("stack", "frame_size")]
+        alike.append(rom_id(other.settings["game"]) == rom_id(own.settings["game"]))
         same_heads = (other.task, other.aux_head) == (own.task, own.aux_head)
         same_heads |= check_target(own, settings.target) == "q"
         if not all(alike) or not same_heads:

@@ -336,6 +336,20 @@ def refused(
     return run
 
 
+def test_networks_of_one_game_stand_beside_each_other_however_it_is_spelled(
+    agent: Agent, explained: Explained, tmp_path: Path
+) -> None:
+    subject = attribution.Subject(explained, agent)
+    for game in ("ALE/Breakout-v5", "pong"):
+        path = save_agent(tmp_path / game, game=game)
+        settings = attribution.Settings(Path("run"), target="q", beside=(f"second={path}",))
+        if game == "pong":
+            with pytest.raises(ValueError, match="plays another game"):
+                attribution.networks(subject, settings)
+        else:
+            assert list(attribution.networks(subject, settings)) == ["as trained", "second"]
+
+
 @pytest.mark.parametrize(
     ("arm", "words", "text"),
     [
