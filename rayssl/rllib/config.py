@@ -438,6 +438,7 @@ class AuxDQNConfig(AlgorithmConfig):
             )
         for aux in tasks:
             _check_task_takes_frames(aux, settings)
+            _check_task_has_others(aux, self.train_batch_size_per_learner)
         lanes, batch = self.num_lanes, self.total_train_batch_size
         need = lanes * (settings.stack + self.n_step) + max(lanes, batch)
         if self.replay_capacity_steps < max(need, self.learning_starts_steps):
@@ -507,6 +508,15 @@ def _is_number(value: Any, whole: bool = False) -> bool:
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
         return False
     return math.isfinite(value)
+
+
+def _check_task_has_others(aux: AuxTask, batch_size: int) -> None:
+    """Refuses a batch of one for a task that asks which sample of a batch is the right one."""
+    if batch_size == 1 and aux.task.chance(num_actions=2, batch_size=1) == 1:
+        raise ValueError(
+            f"Task {aux.task.name} compares the samples of a batch: each learner needs 2 or more, "
+            "got 1. Raise --batch-size (train_batch_size_per_learner)."
+        )
 
 
 def _check_task_takes_frames(aux: AuxTask, settings: AtariSettings) -> None:

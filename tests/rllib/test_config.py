@@ -102,6 +102,16 @@ def test_aux_only_refuses_what_does_not_go_with_it(config: AuxDQNConfig, text: s
     assert str(error.value).startswith(text)
 
 
+@pytest.mark.parametrize("task", ["curl", "spr", "atc", "rotation+curl"])
+def test_task_that_compares_samples_needs_two_a_learner(task: str) -> None:
+    config = auxiliary(task=task).training(train_batch_size_per_learner=1)
+    text = r"^Task \w+ compares the samples of a batch: each learner needs 2 or more, got 1\. Raise"
+    with pytest.raises(ValueError, match=text):
+        config.validate()
+    config.training(train_batch_size_per_learner=2).validate()
+    auxiliary(task="inverse").training(train_batch_size_per_learner=1).validate()
+
+
 def test_trunk_and_policy_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     saved = str(save_agent(tmp_path / "saved", game="breakout", network="paper-text"))
     for config, text in (
