@@ -37,7 +37,7 @@ def read_runs(folder: Path) -> dict[str, tuple[AtariRun, Any]]:
 
     Raises:
       FileNotFoundError: if there is no run.
-      ValueError: if two runs have one task, or a run has none or several.
+      ValueError: if two runs have one task, or a run has none or several, or no aux update yet.
     """
     found: dict[str, tuple[AtariRun, Any]] = {}
     for log in sorted(folder.glob("*/progress.csv")):
@@ -46,6 +46,10 @@ def read_runs(folder: Path) -> dict[str, tuple[AtariRun, Any]]:
             raise ValueError(
                 f"Expected one run for each task in {folder}, got {log.parent.name} with task "
                 f"{run.aux_task}. Move it elsewhere."
+            )
+        if not rows["aux_accuracy"].notna().any():
+            raise ValueError(
+                f"{log.parent} has no aux update yet. Go on with it, or move it elsewhere."
             )
         found[run.aux_task] = run, rows
     if not found:
@@ -78,15 +82,15 @@ def main(argv: Sequence[str] | None = None) -> str:
     settings = tyro.cli(Settings, args=sys.argv[1:] if argv is None else argv)
     try:
         runs = read_runs(settings.folder)
+        table = markdown_table([table_row(task, *run) for task, run in runs.items()])
+        (settings.folder / "task-curves.md").write_text(table + "\n")
+        curves = plot_task_curves(
+            {task: rows for task, (_, rows) in runs.items()},
+            {task: chance_of(run) for task, (run, _) in runs.items()},
+            settings.folder / "task-curves.png",
+        )
     except (ValueError, OSError) as error:
         refuse(error)
-    table = markdown_table([table_row(task, *run) for task, run in runs.items()])
-    (settings.folder / "task-curves.md").write_text(table + "\n")
-    curves = plot_task_curves(
-        {task: rows for task, (_, rows) in runs.items()},
-        {task: chance_of(run) for task, (run, _) in runs.items()},
-        settings.folder / "task-curves.png",
-    )
     print(f"{table}\nfigure: {curves}")
     return table
 

@@ -33,7 +33,18 @@ def test_table_has_a_row_for_each_task_with_its_chance_and_its_own_figures(tmp_p
     assert (tmp_path / "task-curves.md").read_text().splitlines() == lines
 
 
-def test_folder_without_runs_or_with_a_task_twice_is_refused(
+def test_folder_that_cannot_be_written_to_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "a", "curl", [0.03])
+    (tmp_path / "task-curves.md").mkdir()
+    with pytest.raises(SystemExit) as end:
+        task_curves.main([str(tmp_path)])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_folder_without_runs_or_without_updates_or_with_a_task_twice_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as end:
@@ -44,7 +55,12 @@ def test_folder_without_runs_or_with_a_task_twice_is_refused(
     with pytest.raises(SystemExit) as end:
         task_curves.main([str(tmp_path)])
     assert end.value.code == 2
+    write_run(tmp_path / "young" / "a", "spr", [float("nan")])
+    with pytest.raises(SystemExit) as end:
+        task_curves.main([str(tmp_path / "young")])
+    assert end.value.code == 2
     errors = capsys.readouterr().err.splitlines()
+    assert errors[2].endswith("young/a has no aux update yet. Go on with it, or move it elsewhere.")
     assert errors[0].endswith("holds no runs (*/progress.csv).")
     assert "Expected one run for each task" in errors[1]
     assert "got b with task spr" in errors[1]
