@@ -123,7 +123,7 @@ class AtariRun:
     cuda_graphs: bool = True
     """On a GPU, launch whole updates at once (CUDA graphs)."""
     steps_per_report: int = 2_000
-    """Agent steps between two rows of the logs."""
+    """Agent steps between two rows of the logs; fewer where evaluate_every is."""
     evaluate_every: int = 0
     """Agent steps between two evaluations of the trained agent over whole games; 0: none."""
     evaluation_games: int = 100

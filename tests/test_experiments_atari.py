@@ -9,6 +9,7 @@ import pytest
 from experiments import atari
 from rayssl.cli import provenance
 from rayssl.files import hold
+from rayssl.jobs.atari import JOB
 from rayssl.presets import AtariRun
 from rayssl.rllib.checkpoint import MODEL_SETTINGS, write_manifest
 from rayssl.rllib.start import ray_address
@@ -255,6 +256,13 @@ def test_replay_that_this_computer_cannot_hold_is_refused(monkeypatch: pytest.Mo
 def test_run_that_is_shorter_than_a_report_ends_with_its_steps() -> None:
     assert atari.build_config(AtariRun(steps=500)).steps_per_iteration == 500
     assert atari.build_config(AtariRun()).steps_per_iteration == AtariRun().steps_per_report
+
+
+@pytest.mark.parametrize(("every", "steps"), [(0, 2_000), (500, 500), (3_000, 2_000)])
+def test_evaluations_between_two_reports_have_reports_of_their_own(every: int, steps: int) -> None:
+    run = AtariRun(evaluate_every=every, steps=6_000, checkpoint_every=4_000)
+    assert atari.build_config(run).steps_per_iteration == steps
+    assert JOB.checkpoint_every(run) == 4_000 / steps
 
 
 def test_address_on_the_line_goes_before_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:

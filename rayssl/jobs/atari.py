@@ -64,7 +64,7 @@ def build_config(run: AtariRun) -> AuxDQNConfig:
             priority_beta_steps=run.steps, clip_rewards=run.clip_rewards,
             cut_on_life_loss=run.cut_on_life_loss, compute_dtype=run.compute_dtype,
             compile_learner=run.compile, cuda_graphs=run.cuda_graphs,
-            steps_per_iteration=min(run.steps_per_report, run.steps),  # a report ends the run
+            steps_per_iteration=steps_per_iteration(run),
             evaluate_every_steps=run.evaluate_every, games_per_evaluation=run.evaluation_games,
             save_replay=run.save_replay,
         )
@@ -77,6 +77,11 @@ def build_config(run: AtariRun) -> AuxDQNConfig:
         )
         .debugging(seed=run.seed)
     )  # fmt: skip
+
+
+def steps_per_iteration(run: AtariRun) -> int:
+    """Returns the agent steps of a report: an evaluation comes with one, and one ends the run."""
+    return min(run.steps_per_report, run.steps, run.evaluate_every or run.steps)
 
 
 def check_run(run: AtariRun) -> None:
@@ -174,7 +179,7 @@ class AtariJob(Job):
 
     def checkpoint_every(self, settings: AtariRun) -> int:
         """Returns the reports between two checkpoints."""
-        return max(1, round(settings.checkpoint_every / settings.steps_per_report))
+        return max(1, round(settings.checkpoint_every / steps_per_iteration(settings)))
 
     def bundles(self, settings: AtariRun, cpus: int, gpus: float) -> list[dict[str, float]]:
         """Returns the algorithm's process and its env runners, a core each."""
