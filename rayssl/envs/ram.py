@@ -252,6 +252,7 @@ class RamConsoles:
         self._twins = [ale_py.ALEInterface() for _ in range(settings.num_envs)]
         self._actions: list[Any] = []
         self._over = np.zeros(settings.num_envs, bool)
+        self._last_frame = np.zeros(settings.num_envs, np.int64)  # at which the game is cut
         self.single_action_space = self._env.single_action_space
         self.ram = np.zeros((settings.num_envs, settings.stack, 2, RAM_BYTES), np.uint8)
         self.screens = np.zeros((settings.num_envs, *SCREEN, 3), np.uint8)
@@ -311,6 +312,7 @@ class RamConsoles:
         presses_fire = self._settings.fire_at_start and "FIRE" in names
         for tick in range(int(info["episode_frame_number"][env])):
             twin.act(self._actions[names.index("FIRE") if presses_fire and tick == 0 else 0])
+        self._last_frame[env] = twin.getEpisodeFrameNumber() + self._settings.max_game_frames
         self.ram[env] = 0
         self.ram[env, -1] = twin.getRAM()  # the first frame is not pooled
         self.screens[env] = twin.getScreenRGB()
@@ -319,8 +321,8 @@ class RamConsoles:
         twin, reward = self._twins[env], 0.0
         ram, screen = twin.getRAM(), twin.getScreenRGB()
         for tick in range(self._settings.frame_skip):
-            if twin.game_over():
-                break
+            if twin.game_over() or twin.getEpisodeFrameNumber() >= self._last_frame[env]:
+                break  # ale-py cuts a game within a frame skip, too
             if tick:
                 ram = twin.getRAM()
             if tick == self._settings.frame_skip - 1:
