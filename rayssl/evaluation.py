@@ -441,6 +441,9 @@ def record_game(
 ) -> Game:
     """Writes an MP4 of one whole game and returns the game: env 0's first game in `play_games`.
 
+    That is, unless two actions' values differ in their last bits only, which depend on the number
+    of envs: here one plays.
+
     Beside the console's screen in colour: the value of each action, the chosen one marked, the
     state's value, the score and, if the agent has an aux head, its guess on a draw of its pretext
     task, which stays for 2 s. One frame for each agent step (15 a second at a frame skip of 4).
@@ -599,10 +602,13 @@ class _Actor:
         self._generators = [np.random.default_rng([seed, i]) for i in range(settings.num_envs)]
 
     def actions(self, obs: np.ndarray, busy: np.ndarray) -> np.ndarray:
-        """Actions int64 `[N]`; envs that are not busy cost no pass through the network."""
+        """Actions int64 `[N]`, 0 or random for envs that are not busy.
+
+        Those go through the network, too: in a batch of another size Q-values have other last bits.
+        """
         greedy = np.zeros(len(obs), np.int64)
         if self.agent is not None and self.epsilon < 1:
-            greedy[busy] = self.agent.q_values(obs[busy]).argmax(1)
+            greedy[busy] = self.agent.q_values(obs).argmax(1)[busy]
         return self.explore(greedy)
 
     def explore(self, greedy: np.ndarray) -> np.ndarray:

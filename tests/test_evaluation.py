@@ -20,6 +20,7 @@ from rayssl.evaluation import (
     TABLE_IV_NOTE,
     Agent,
     ColourTwin,
+    _Actor,
     _times,
     aux_weight_of,
     check_play,
@@ -33,6 +34,8 @@ from rayssl.evaluation import (
 )
 from rayssl.networks import make_atari_network
 from rayssl.tasks import make_task
+
+ROOT = Path(__file__).parent.parent
 
 
 class ScriptedConsole:
@@ -154,6 +157,24 @@ def test_luck_of_one_env_does_not_depend_on_the_others() -> None:
         return play_games(None, settings, episodes=len(lengths), env=console)[0].score
 
     assert first([20]) == first([20, 3, 40])
+
+
+def test_values_of_one_env_are_the_same_whichever_others_still_play(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    agent = load_agent(ROOT / "results/checkpoints/strict-breakout-permutation-s0")
+    values, seen = Agent.q_values, []
+
+    def q_values(self: Agent, obs: np.ndarray) -> np.ndarray:
+        seen.append(values(self, obs))
+        return seen[-1]
+
+    monkeypatch.setattr(Agent, "q_values", q_values)
+    obs = np.random.default_rng(0).integers(0, 256, (16, 4, 84, 84)).astype(np.uint8)
+    actor = _Actor(agent, agent.atari_settings(num_envs=16), epsilon=0.0, seed=0)
+    for still in (16, 3, 1):
+        actor.actions(obs, np.arange(16) < still)
+    assert all(np.array_equal(found[0], seen[0][0]) for found in seen)
 
 
 def test_agent_acts_greedily_but_for_epsilon(tmp_path: Path) -> None:
