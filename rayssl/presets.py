@@ -1,4 +1,4 @@
-"""The settings of an Atari run, and the four presets, each value with its source."""
+"""The settings of an Atari run, and the five presets, each value with its source."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path

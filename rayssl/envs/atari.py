@@ -328,7 +328,9 @@ class AtariStream:
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Brings the consoles back by playing the saved actions again (about 2 s for 8 games).
+        """Brings the consoles back by playing the saved actions again.
+
+        Takes as long as those took without an agent: at most about 2,000 steps and a game an env.
 
         Raises:
           ValueError: if the state is of another number of envs.
