@@ -178,6 +178,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if cut:
         print(f"{cut} games were cut at {games.max_game_frames} frames; their scores end there.")
     print(sticky_line(agent, games))
+    if agent and agent.is_aux_only:
+        print("Its Q-values were never trained (aux-only): it plays by those of random weights.")
     print(score_table(results["rows"]))
     return results
 

@@ -102,15 +102,23 @@ class Agent:
     def name(self) -> str:
         """The agent in a few words, e.g. `paper-code, rotation, 1000000 steps`.
 
-        The weight of its pretext loss is named if it is not the paper's 1, and how sticky it was.
+        The weight of its pretext loss is named if it is not the paper's 1, how sticky it was, and
+        that it is `aux-only` if its Q-values were not trained.
         """
         named, weight = trained_with(self.settings), aux_weight_of(self.settings)
         task = "no aux task" if named == "none" else named
         if named != "none" and weight is not None and weight != 1:
             task += f" of weight {weight:g}"
+        if self.is_aux_only:
+            task += ", aux-only"
         sticky = self.settings.get("sticky")
         words = [self.settings["network"], task, f"{self.settings['env_steps']} steps"]
         return ", ".join(words + ([f"trained with sticky {sticky:g}"] if sticky else []))
+
+    @property
+    def is_aux_only(self) -> bool:
+        """Whether the pretext loss alone was trained so far; False if `model.json` does not say."""
+        return self.settings.get("td_updates") == 0 < self.settings.get("aux_updates", 0)
 
     def atari_settings(self, **changes: Any) -> AtariSettings:
         """Returns the games that the agent was trained on, with fields replaced by `changes`.

@@ -268,6 +268,20 @@ def test_agent_names_its_aux_weight_unless_it_is_the_papers(tmp_path: Path) -> N
     assert aux_weight_of({**settings, "aux_task": None}) == 0
 
 
+def test_agent_whose_q_values_were_never_trained_is_called_aux_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = save_agent(tmp_path / "agent")
+    settings = json.loads((folder / "model.json").read_text())
+    warning = "Its Q-values were never trained (aux-only): it plays by those of random weights.\n"
+    for td, aux, only in ((0, 9, ", aux-only"), (9, 9, ""), (0, 0, "")):
+        counts = {"td_updates": td, "aux_updates": aux}
+        (folder / "model.json").write_text(json.dumps(settings | counts))
+        (row,) = evaluate.main([str(folder), "--smoke"])["rows"]
+        assert row["agent"] == f"paper-code, permutation{only}, 1000 steps"
+        assert (warning in capsys.readouterr().out) == bool(only)
+
+
 def test_run_folder_gives_the_checkpoint_with_the_most_steps(tmp_path: Path) -> None:
     for name, steps in {"a": 900, "b": 10_000, "c": 2_000}.items():
         folder = save_agent(tmp_path / "run" / name)

@@ -467,6 +467,11 @@ class AuxDQNConfig(AlgorithmConfig):
                 "Schedule 'aux-only' has no TD errors that replay could be prioritized by. Pass "
                 "--no-prioritized."
             )
+        if self.evaluate_every_steps:
+            raise ValueError(
+                "Schedule 'aux-only' trains no Q-values that an evaluation could play by. Pass "
+                "--evaluate-every 0."
+            )
         if self.policy:
             load_policy(self.policy, self.atari_settings())
 

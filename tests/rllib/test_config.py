@@ -91,6 +91,10 @@ def test_unknown_name_is_refused_with_those_that_are_known(config: AuxDQNConfig,
             "Schedule 'aux-only' has no TD errors that replay could be prioritized by. Pass --no-p",
         ),
         (
+            auxiliary(schedule="aux-only", task="rotation").training(evaluate_every_steps=500),
+            "Schedule 'aux-only' trains no Q-values that an evaluation could play by. Pass --evalu",
+        ),
+        (
             auxiliary(task="rotation", policy="gone"),
             "A policy plays for schedule 'aux-only' alone, got 'alternate'",
         ),
