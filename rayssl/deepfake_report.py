@@ -154,7 +154,9 @@ def plot_deepfake(trials: Sequence[Finished], path: str | Path, *, dataset: str)
             y += 0.16 * (i - (len(splits) - 1) / 2)
             values = scale * np.array([f.value for f in found])
             ends = scale * np.array([[f.value - f.low, f.high - f.value] for f in found]).T
-            axis.errorbar(values, y, xerr=np.nan_to_num(ends), fmt="o", color=colour, label=split)
+            # A percentile interval need not hold the value; errorbar refuses lengths below 0.
+            bars = np.nan_to_num(ends).clip(min=0)
+            axis.errorbar(values, y, xerr=bars, fmt="o", color=colour, label=split)
             if metric == "accuracy":
                 paper = [_paper(arm) for arm in shown]
                 axis.plot(paper, y, ls="", marker="D", mfc="none", color=colour, ms=5, alpha=0.6)

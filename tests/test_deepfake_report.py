@@ -124,6 +124,14 @@ def test_figure_is_a_picture(trials: list[Finished], tmp_path: Path) -> None:
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
+def test_figure_of_faces_told_apart_without_an_error(tmp_path: Path) -> None:
+    # 24 of each: 24 widths of 1/24 sum to 0.9999999999999999, which is below the interval's low.
+    videos = np.arange(48)
+    perfect = CropScores(videos, videos % 2, videos, (videos % 2 + videos / 48) / 2)
+    path = plot_deepfake([Finished(trial().row, perfect)], tmp_path / "t.png", dataset=DATASET)
+    assert path.is_file()
+
+
 def test_scores_come_back_as_they_were_saved_and_damage_is_refused(tmp_path: Path) -> None:
     saved = scores(0.7)
     save_scores(tmp_path, "a", saved)

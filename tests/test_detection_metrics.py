@@ -52,6 +52,12 @@ def test_eer_is_interpolated_where_no_threshold_makes_both_rates_equal() -> None
     assert one([0.1, 0.2, 0.8, 0.9], [1, 1, 0, 0])["eer"] == 1
 
 
+def test_auc_of_faces_told_apart_without_an_error_is_one_for_any_number_of_them() -> None:
+    for count in range(1, 60):
+        ordered = np.linspace(0, 1, 2 * count).tolist()
+        assert one(ordered, [0] * count + [1] * count)["auc"] == 1
+
+
 def test_score_of_one_half_is_called_real_as_argmax_of_equal_logits_is() -> None:
     assert one([0.5, 0.5], [0, 1])["accuracy"] == 0.5
     assert one([0.5], [0])["accuracy"] == 1
