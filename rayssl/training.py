@@ -454,9 +454,10 @@ class ClassifierTraining:
             metrics |= self._test_own(self.own_task)
         if self.task:
             task = self.task
-            told = self._predict(x, "aux", lambda part: task.every_class(part)[0])
-            labels = torch.cat([task.every_class(part)[1] for part in x.split(EVAL_BATCH)])
-            classes = torch.cat([part.repeat(task.num_classes) for part in y.split(EVAL_BATCH)])
+            size = max(1, EVAL_BATCH // task.num_classes)  # 30 copies of 1,000 images are 8 GB
+            told = self._predict(x, "aux", lambda part: task.every_class(part)[0], size)
+            labels = torch.cat([task.every_class(part)[1] for part in x.split(size)])
+            classes = torch.cat([part.repeat(task.num_classes) for part in y.split(size)])
             hits = told == labels
             per_class = per_class_accuracy(
                 torch.where(hits, classes, -1), classes, self.num_classes
@@ -484,11 +485,15 @@ class ClassifierTraining:
 
     @torch.no_grad()
     def _predict(
-        self, x: Tensor, head: str, transform: Callable[[Tensor], Tensor] | None = None
+        self,
+        x: Tensor,
+        head: str,
+        transform: Callable[[Tensor], Tensor] | None = None,
+        size: int = EVAL_BATCH,
     ) -> Tensor:
         """The index of the largest logit for each image, after a transform of each batch."""
         self.network.eval()
-        parts = (transform(part) if transform else part for part in x.split(EVAL_BATCH))
+        parts = (transform(part) if transform else part for part in x.split(size))
         return torch.cat([self._logits(part, (head,), 0)[0].argmax(1) for part in parts])
 
     def _set_dropout_state(self) -> None:

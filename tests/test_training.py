@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rayssl.data import ImageSplits, load_dataset
 from rayssl.data.splits import split_validation
 from rayssl.networks import MultiHeadNetwork, make_mnist_network
-from rayssl.training import PROTOCOLS, ClassifierSettings, ClassifierTraining
+from rayssl.training import EVAL_BATCH, PROTOCOLS, ClassifierSettings, ClassifierTraining
 
 EVERY_PROTOCOL = pytest.mark.parametrize("protocol", list(PROTOCOLS))
 CLOCK = ("seconds", "images_per_s")  # the only metrics that differ from run to run
@@ -505,6 +505,18 @@ def test_metrics_of_an_epoch_equal_those_of_slow_loops(monkeypatch: pytest.Monke
     assert row["aux_accuracy"] == pytest.approx(np.mean(sum(hits.values(), [])))
     per_class = [np.mean(hits[digit]) for digit in range(10)]
     assert row["aux_accuracy_per_class"] == pytest.approx(per_class)
+
+
+def test_testing_shows_the_network_no_more_copies_at_once_than_images() -> None:
+    made = training("strict", "jigsaw", data=small())
+    seen = inputs_of(made.network.backbone)
+    told = made._test()
+    assert max(map(len, seen)) <= EVAL_BATCH  # 40 images under 30 labels are 1,200
+    assert made.task is not None
+    copies, labels = made.task.every_class(made._test_set[0])
+    with torch.no_grad():
+        found = made.network(copies, "aux").argmax(1)
+    assert told["aux_accuracy"] == pytest.approx(float((found == labels).double().mean()))
 
 
 def test_plain_training_reports_nothing_about_a_pretext_task() -> None:
