@@ -66,7 +66,7 @@ class BiganRun:
     d_steps: int | None = None
     """Updates of bigbigan's discriminator for one of encoder and generator; 2."""
     ema: float | None = None
-    """Decay of the average of bigbigan's generator; 0.999."""
+    """Decay of the average of bigbigan's generator, after a warm-up; 0.999."""
     eval_every: int | None = None
     """Epochs from one evaluation to the next; 25. The first and the last are evaluated too."""
     statistics_batches: int | None = None

@@ -336,15 +336,20 @@ def test_each_player_descends_its_own_loss(bigbigan: Bigbigan, generator: torch.
     assert after.discriminator.item() > between.discriminator.item()
 
 
-def test_average_is_of_normalized_weights(bigbigan: Bigbigan, generator: torch.Generator) -> None:
+def test_average_is_of_normalized_weights_and_forgets_the_initial_ones_at_first(
+    bigbigan: Bigbigan, generator: torch.Generator
+) -> None:
     own: Any = bigbigan.generator.first  # whose weight is computed
     averaged = bigbigan.averaged.get_parameter("first.weight")
-    before = averaged.clone()
-    assert float(torch.linalg.matrix_norm(before, 2)) == pytest.approx(1, abs=0.1)
-    for step in range(2):  # one step of the generator
-        bigbigan.update(torch.rand(8, 3, 32, 32, generator=generator), step, generator)
-    bigbigan.generator.eval()
-    assert torch.allclose(averaged, before.lerp(own.weight, 0.5), atol=1e-6)
+    assert float(torch.linalg.matrix_norm(averaged, 2)) == pytest.approx(1, abs=0.1)
+    for step, decay in {0: 1 / 10, 2: 2 / 11, 4: 3 / 12, 200: 0.5}.items():
+        before = averaged.clone()
+        for each in (step, step + 1):  # one step of the generator
+            x = torch.rand(8, 3, 32, 32, generator=generator)
+            bigbigan.update(x, each, generator)
+        bigbigan.generator.eval()
+        assert torch.allclose(averaged, before.lerp(own.weight, 1 - decay), atol=1e-6)
+        bigbigan.generator.train()
 
 
 def test_encoder_has_a_learning_rate_of_its_own() -> None:

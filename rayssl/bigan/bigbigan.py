@@ -32,7 +32,8 @@ class BigbiganSettings(AdversarialSettings):
       channels: of the largest map; they double as maps shrink, up to 8 times this.
       width: units of the dense layers of H, J and the encoder's head.
       d_steps: updates of the discriminator for one of encoder and generator.
-      ema: decay, per update, of the generator's averaged weights, which evaluation uses.
+      ema: decay, per update, of the generator's averaged weights, which evaluation uses; in update
+        n, from 0, at most (1 + n) / (10 + n), so that a short run averages no initial weights.
     """
 
     epochs: int = 50  # the paper: 500,000 updates of 2,048 images
@@ -332,7 +333,8 @@ class Bigbigan:
             losses = bigbigan_losses(*self._scores(x, x_hat, z_hat, z))
             # z_hat is the encoder's alone and x_hat the generator's: the sum mixes no gradients.
             self._step("eg", losses.encoder + losses.generator, self.encoder, self.generator)
-            self._average(self.settings.ema)
+            n = step // self.settings.d_steps  # updates of the generator before this one
+            self._average(min(self.settings.ema, (1 + n) / (10 + n)))
             metrics |= {"e_loss": losses.encoder.detach(), "g_loss": losses.generator.detach()}
             metrics["encoder_std"] = std.detach().mean()
         return metrics
