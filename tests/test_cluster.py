@@ -17,8 +17,9 @@ import pytest
 
 from experiments import atari
 from rayssl.presets import AtariRun
+from rayssl.rllib import start
 from rayssl.rllib.resources import HEAD_NODE
-from rayssl.rllib.start import _not_shared
+from rayssl.rllib.start import _not_shared, start_ray
 
 ROOT = Path(__file__).parent.parent
 
@@ -92,6 +93,21 @@ def until(holds: Any, process: subprocess.Popen[str], timeout_s: float = 240) ->
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end, "Expected it to come true in time."
         time.sleep(0.2)
+
+
+def test_folders_of_weights_are_absolute_before_ray_starts_its_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Tune's trials inherit the environment and run in another working directory.
+    found: list[dict[str, str]] = []
+    monkeypatch.setattr(start.ray, "init", lambda **_: found.append(dict(os.environ)))
+    monkeypatch.setattr(start, "ensure_auth_token", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAYSSL_WEIGHTS", "weights")
+    monkeypatch.setenv("TORCH_HOME", "../torch")
+    start_ray("local")
+    assert found[0]["RAYSSL_WEIGHTS"] == str(tmp_path / "weights")
+    assert Path(found[0]["TORCH_HOME"]) == tmp_path / "../torch"
 
 
 def test_client_without_the_clusters_token_is_refused_with_one_line(

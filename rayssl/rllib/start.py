@@ -18,6 +18,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayssl.rllib.resources import check_cluster, ensure_auth_token
 
+FOLDERS = ("RAYSSL_WEIGHTS", "TORCH_HOME")  # of the environment that trials read, too
+
 
 def ray_address(address: str | None) -> str:
     """Returns the cluster's address: the one given, else RAY_ADDRESS, else `local`."""
@@ -27,9 +29,14 @@ def ray_address(address: str | None) -> str:
 def start_ray(address: str) -> None:
     """Joins the cluster at this address, or starts a Ray of this machine's own for `local`.
 
+    Makes FOLDERS absolute first: Tune's trials run in another working directory.
+
     Raises:
       ConnectionError: with what to do, if it does not come up or does not answer.
     """
+    for name in FOLDERS:
+        if folder := os.environ.get(name):
+            os.environ[name] = str(Path(folder).expanduser().absolute())
     if address not in ("local", "auto"):
         check_cluster(address)
     ensure_auth_token()
