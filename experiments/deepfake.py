@@ -19,6 +19,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Union
 
@@ -29,6 +30,7 @@ if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
 
 import ray
 import tyro
+from ray.exceptions import RayError
 from tqdm import tqdm
 
 from rayssl.backbones.images import MissingWeights, image_backbone_spec
@@ -456,28 +458,47 @@ def probe(run: Probe) -> str:
         remove_empty(made)
         refuse(error)
     failed: list[str] = []
-    if left:
-        about = {"faces": {"fingerprint": faces.fingerprint, "dataset": dataset_of(faces)}}
-        # The whole path: --resume and attribution.py may come from another working directory.
-        settings = dataclasses.replace(run, faces=run.faces.resolve(), resume=None)
+    about = {"faces": {"fingerprint": faces.fingerprint, "dataset": dataset_of(faces)}}
+    # The whole path: --resume and attribution.py may come from another working directory.
+    settings = dataclasses.replace(run, faces=run.faces.resolve(), resume=None)
+    if left or not run.resume:
         record_start(folder, provenance(settings) | about | {"missing": missing, "notes": notes})
+    if left:
         print(f"{dataset_of(faces)}: {len(left)} of {len(wanted)} trials to run -> {folder}",
               *notes, sep="\n", flush=True)  # fmt: skip
         stop_on_signals("stopping; finished trials and features are kept")
+        without = extract_all([s for s in left if s.protocol == "strict"], place, run)
+        failed += [f"{backbone}: {why}" for backbone, why in without.items()]
+        left = [s for s in left if s.protocol != "strict" or s.backbone not in without]
         try:
-            with tqdm(desc="features", unit=" crops", mininterval=1) as bar:
-                extract_features(
-                    [s for s in left if s.protocol == "strict"], place,
-                    num_cpus=run.num_cpus, num_gpus=run.num_gpus,
-                    on_rows=lambda done, total: show(bar, done, total),
-                )  # fmt: skip
-            if not StopAtSteps.asked:
+            if left and not StopAtSteps.asked:
                 configs = [config_of(s, place, run, folder) for s in left]
-                failed = run_probes(configs, folder, num_cpus=run.num_cpus, num_gpus=run.num_gpus)
-        except (ValueError, OSError, RuntimeError) as error:
+                failed += run_probes(configs, folder, num_cpus=run.num_cpus, num_gpus=run.num_gpus)
+        except (ValueError, OSError, RuntimeError, RayError) as error:
             failed.append(" ".join(str(error).split()))
         ray.shutdown()
     return finish(folder, asked, missing, run.protocol, notes, dataset_of(faces), failed)
+
+
+def extract_all(trials: Sequence[ProbeSettings], place: Place, run: Probe) -> dict[str, str]:
+    """Fills the caches of these strict probes; returns backbone -> why its features are not whole.
+
+    A backbone that fails keeps none of the others from running.
+    """
+    found: dict[str, str] = {}
+    for backbone in dict.fromkeys(s.backbone for s in trials):
+        if StopAtSteps.asked:
+            break
+        try:
+            with tqdm(desc=f"features of {backbone}", unit=" crops", mininterval=1) as bar:
+                extract_features(
+                    [s for s in trials if s.backbone == backbone], place,
+                    num_cpus=run.num_cpus, num_gpus=run.num_gpus,
+                    on_rows=partial(show, bar),
+                )  # fmt: skip
+        except Exception as error:  # whatever a network raises, and Ray of a worker that was killed
+            found[backbone] = " ".join(str(error).split()) or type(error).__name__
+    return found
 
 
 def show(bar: Any, done: int, total: int) -> None:
@@ -554,7 +575,8 @@ def finish(
 ) -> str:  # fmt: skip
     """Writes and prints tables and figure of what has finished; exits with 1 or 75 if some miss.
 
-    Exits with 2 and one line if a trial's scores are damaged.
+    Exits with 1 if there are no trials, for want of weights; with 2 and one line if a trial's
+    scores are damaged.
     """
     try:
         text = write_report(folder, folder, missing, protocols, notes, dataset)
@@ -563,6 +585,13 @@ def finish(
     finally:
         for line in failed:
             print(f"error: {line}", file=sys.stderr)
+    if not trials:
+        print(
+            "error: nothing could be run: no --backbone has its weights. Get one of the files "
+            f"named above, then go on with --resume {folder}",
+            file=sys.stderr,
+        )
+        raise SystemExit(1)
     left = len(pending(folder, trials))
     if left:
         print(f"{left} of {len(trials)} trials have not finished; go on with --resume {folder}")

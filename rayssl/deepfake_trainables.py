@@ -156,7 +156,7 @@ def extract_features(
       num_cpus, num_gpus: of a task.
       on_rows: called with crops done and crops in all.
     Raises:
-      ValueError, OSError: of the first task that failed.
+      Exception: of the first task that failed; Ray's own where a worker was lost too often.
     """
     faces = load_face_set(Path(place.faces))
     jobs: dict[Path, list[tuple[dict[str, Any], str, int, int]]] = {}
@@ -189,10 +189,10 @@ def extract_features(
         finished, waiting = ray.wait(waiting, timeout=5.0)
         try:
             done += sum(ray.get(finished))
-        except ray.exceptions.RayTaskError as error:
+        except ray.exceptions.RayError as error:
             for each in waiting:
                 ray.cancel(each)
-            raise error.cause from error
+            raise getattr(error, "cause", None) or error from error
     if on_rows:
         on_rows(done, all_rows)
 

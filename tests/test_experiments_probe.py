@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from ray.exceptions import WorkerCrashedError
 
 from experiments import attribution, deepfake, sweep
 from rayssl.backbones.images import make_image_backbone
@@ -358,6 +359,54 @@ def test_experiment_finds_its_faces_again_from_any_working_directory(
     with pytest.raises(SystemExit) as stop:
         deepfake.main(["probe", "--resume", str(folder)])
     assert stop.value.code == deepfake.UNFINISHED
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("start_ray", "check_resources", "extract_features", "stop_on_signals"):
+        monkeypatch.setattr(deepfake, name, lambda *args, **kwargs: None)
+    add_tiny_backbone(tmp_path, monkeypatch)
+
+
+def test_backbone_whose_features_fail_is_named_and_keeps_no_other_from_running(
+    no_ray: None,
+    faces: FaceSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def extract(probes: list[ProbeSettings], *args: Any, **kwargs: Any) -> None:
+        if any(p.backbone == "tiny" for p in probes):
+            raise WorkerCrashedError
+
+    ran: list[str] = []
+
+    def run_probes(configs: list[dict[str, Any]], *args: Any, **kwargs: Any) -> list[str]:
+        ran.extend(f"{c['probe']['protocol']} {c['probe']['backbone']}" for c in configs)
+        return []
+
+    monkeypatch.setattr(deepfake, "extract_features", extract)
+    monkeypatch.setattr(deepfake, "run_probes", run_probes)
+    words = ["--backbone", "tiny", "tiny-inference", "--protocol", "strict", "paper-code",
+             "--split", "family", "--results-dir", str(tmp_path)]  # fmt: skip
+    with pytest.raises(SystemExit) as stop:
+        deepfake.main(["probe", str(faces.folder), *words])
+    assert stop.value.code == 1
+    assert ran == ["strict tiny-inference", "paper-code tiny", "paper-code tiny-inference"]
+    assert "error: tiny: The worker died unexpectedly" in capsys.readouterr().err
+
+
+def test_experiment_without_any_weights_is_an_error_that_can_be_gone_on_with(
+    no_ray: None, faces: FaceSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--backbone", "tiny-file", "--weights", f"tiny-file={tmp_path / 'no.pth'}"]
+    with pytest.raises(SystemExit) as stop:
+        deepfake.main(["probe", str(faces.folder), *words, "--results-dir", str(tmp_path)])
+    assert stop.value.code == 1
+    out, err = capsys.readouterr()
+    assert "tiny-file: not run: Weight file missing: " in out
+    assert f"go on with --resume {tmp_path / 'deepfake'}" in err
+    assert list(deepfake.read_settings(tmp_path / "deepfake")["missing"]) == ["tiny-file"]
 
 
 # Which trials there are
