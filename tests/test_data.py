@@ -1,6 +1,7 @@
 """Data sets: digits and IDX files as they are, and every damaged file refused by its name."""
 
 import gzip
+import hashlib
 import math
 import os
 import shutil
@@ -276,11 +277,29 @@ def test_file_that_is_not_the_published_one_is_refused_unless_told_otherwise(
     assert len(load_dataset("mnist", tmp_path, verify=False).train_x) == 6
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_mnists_files_are_not_taken_for_fashion_mnist(
+    packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rayssl.data import mnist
+
+    write_set(tmp_path)  # in the root, where both data sets look, under the names that both have
+    md5 = tuple(hashlib.md5((tmp_path / name).read_bytes()).hexdigest() for name in FILES)
+    monkeypatch.setattr(mnist, "MNIST", mnist.IdxDataset("mnist", "MNIST", md5))
+    if packed:
+        pack(tmp_path)
+    text = r" is MNIST's, expected that of fashion-mnist\. Put the four files of fashion-mnist into"
+    with pytest.raises(ValueError, match=text):
+        load_dataset("fashion-mnist", tmp_path)
+    own = write_set(tmp_path / "FashionMNIST" / "raw", {TRAIN_X: torch.ones(6, 28, 28)})
+    for name in (TRAIN_Y, TEST_X, TEST_Y):
+        write_idx(own / name, torch.ones_like(small_set()[name]))
+    assert load_dataset("fashion-mnist", tmp_path).train_y.unique().tolist() == [1]
+
+
 def test_one_flipped_bit_is_found_by_the_checksum(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import hashlib
-
     from rayssl.data import mnist
 
     write_set(tmp_path)

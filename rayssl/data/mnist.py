@@ -62,7 +62,8 @@ def load_idx(dataset: IdxDataset, data_dir: Path | None = None, verify: bool = T
     Args:
       dataset: which one.
       data_dir: holds the files, itself or in `<folder>/raw`; see `rayssl.data.load_dataset`.
-      verify: compare with the published files' checksums, where these are known.
+      verify: compare with the published files' checksums, where these are known; MNIST's files,
+        which have the same names, are refused for any other data set.
     Raises:
       FileNotFoundError: if a file is missing and the download fails; names the four files.
       ValueError: if a file is cut short, is not IDX, has another checksum, or if images and labels
@@ -71,6 +72,8 @@ def load_idx(dataset: IdxDataset, data_dir: Path | None = None, verify: bool = T
     root = data_dir or Path(os.environ.get("RAYSSL_DATA", "data"))
     folder = _folder_with_files(dataset, root) or _download(dataset, root)
     md5 = (dataset.md5 if verify else None) or (None,) * len(FILES)
+    if verify and dataset.md5 is None:
+        _check_not_mnist(dataset, root, folder)
     arrays = [_read(folder, name, expected) for name, expected in zip(FILES, md5, strict=True)]
     train_x, train_y, test_x, test_y = arrays
     for part, x, y in (("train", train_x, train_y), ("t10k", test_x, test_y)):
@@ -108,18 +111,35 @@ def _download(dataset: IdxDataset, root: Path) -> Path:
     return root / dataset.folder / "raw"
 
 
+def _check_not_mnist(dataset: IdxDataset, root: Path, folder: Path) -> None:
+    assert MNIST.md5 is not None
+    for name, mnists in zip(FILES, MNIST.md5, strict=True):
+        path, raw = _bytes(folder, name)
+        if hashlib.md5(raw, usedforsecurity=False).hexdigest() == mnists:
+            raise ValueError(
+                f"{path} is MNIST's, expected that of {dataset.name}. Put the four files of "
+                f"{dataset.name} into {root / dataset.folder / 'raw'}, or pass another --data-dir."
+            )
+
+
+def _bytes(folder: Path, name: str) -> tuple[Path, bytes]:
+    """The path of a file and its bytes, unpacked."""
+    path = _find(folder, name)
+    assert path is not None
+    try:
+        packed = path.read_bytes()
+        return path, gzip.decompress(packed) if path.suffix == ".gz" else packed
+    except (OSError, EOFError, zlib.error) as error:  # BadGzipFile is an OSError
+        raise ValueError(_damaged(path, f"it cannot be unpacked ({error})")) from error
+
+
 def _read(folder: Path, name: str, md5: str | None) -> Tensor:
     """One IDX file of unsigned bytes, its header checked against its length: uint8 [N] or [N,H,W].
 
     Header: two zero bytes, type 8 (unsigned byte), number of dimensions, each dimension as a
     big-endian 32-bit integer (the format's description on the MNIST page).
     """
-    path = _find(folder, name)
-    assert path is not None
-    try:
-        raw = path.read_bytes() if path.suffix != ".gz" else gzip.decompress(path.read_bytes())
-    except (OSError, EOFError, zlib.error) as error:  # BadGzipFile is an OSError
-        raise ValueError(_damaged(path, f"it cannot be unpacked ({error})")) from error
+    path, raw = _bytes(folder, name)
     dims = 3 if "images" in name else 1
     header = 4 * (1 + dims)
     if len(raw) < header or raw[:4] != bytes((0, 0, 8, dims)):
