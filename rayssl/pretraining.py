@@ -135,6 +135,7 @@ class Pretraining:
         settings.check()
         check_data(settings, train, validation)
         self.settings, self.train, self.validation = settings, train, validation
+        self._images = train.fingerprint()
         self.device, self._loader_processes = torch.device(device), loader_processes
         self._stop, self.stopped = stop, False
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if _joint() else (0, 1)
@@ -191,7 +192,7 @@ class Pretraining:
         """
         return {
             "settings": dataclasses.asdict(self.settings),
-            "images": self.train.fingerprint(),
+            "images": self._images,
             "epoch": self.epoch,
             "update": self.update,
             "sums": _summed(self._sums).cpu(),
@@ -212,7 +213,7 @@ class Pretraining:
                     f"Expected the state of a pretraining with {name} {value}, got "
                     f"{state['settings'].get(name)}. Resume with the settings it was made with."
                 )
-        if state["images"] != self.train.fingerprint():
+        if state["images"] != self._images:
             raise ValueError(
                 f"The images in {self.train.root} are not those that the run began with. Restore "
                 "them, or start a new run."

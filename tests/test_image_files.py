@@ -1,5 +1,7 @@
 """Image files of one's own: 16 bits are scaled, parts of a data set are no classes."""
 
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from rayssl._torchvision import torchvision
 from rayssl.data import load_folder
 from rayssl.data.class_folders import ClassFolders
+from rayssl.data.file_tree import files_below
 from rayssl.data.image_files import HELD_OUT, read_rgb
 
 RAMP = np.tile(np.linspace(0, 65_535, 32).astype(np.uint16), (32, 1))  # [32, 32]
@@ -82,3 +86,54 @@ def test_class_of_trains_is_a_class(tmp_path: Path) -> None:
     write_greys(tmp_path / "bus", tmp_path / "train")
     assert load_folder(tmp_path, 8).num_classes == 2
     assert ClassFolders(tmp_path, 8).classes == ["bus", "train"]
+
+
+def test_circular_and_dangling_links_and_hidden_names_are_no_images_and_no_classes(
+    tmp_path: Path,
+) -> None:
+    write_greys(*(tmp_path / "d" / name for name in ("bus", "car", ".thumbs", "car/.more")))
+    (tmp_path / "d" / "bus" / "._0.jpg").write_bytes(b"a resource fork")
+    (tmp_path / "d" / "bus" / "gone.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "d" / "loop").symlink_to(tmp_path / "d")
+    write_greys(tmp_path / "elsewhere")
+    (tmp_path / "d" / "van").symlink_to(tmp_path / "elsewhere")
+    found = ClassFolders(tmp_path / "d", 8)
+    assert found.classes == ["bus", "car", "van"]
+    assert found.labels == [0] * 10 + [1] * 10 + [2] * 10
+    assert len(ClassFolders(tmp_path / "d", 8, labelled=False)) == 30
+    shutil.rmtree(tmp_path / "d" / "bus")
+    (tmp_path / "d" / "loop").unlink()
+    data = load_folder(tmp_path / "d", 8)
+    assert (data.num_classes, len(data.train_x) + len(data.test_x)) == (2, 20)
+
+
+def test_classes_and_images_are_in_the_order_of_torchvisions_image_folder(tmp_path: Path) -> None:
+    write_greys(*(tmp_path / name for name in ("b", "b/deep", "B", "b-c", "a/x/y", "a/x!")))
+    expected = torchvision.datasets.ImageFolder(str(tmp_path))
+    found = ClassFolders(tmp_path, 8)
+    assert found.classes == expected.classes
+    assert list(zip(found.paths, found.labels, strict=True)) == expected.samples
+
+
+def test_images_whose_names_are_not_utf_8_have_a_fingerprint(tmp_path: Path) -> None:
+    write_greys(tmp_path / "a", tmp_path / "b")
+    before = ClassFolders(tmp_path, 8).fingerprint()
+    (tmp_path / "a" / "0.png").rename(os.fsdecode(os.fsencode(tmp_path / "a") + b"/\xe9.png"))
+    assert ClassFolders(tmp_path, 8).fingerprint() != before
+
+
+def test_folder_whose_files_cannot_be_opened_is_told_and_the_others_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_greys(tmp_path / "a", tmp_path / "b" / "below")
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: "b" not in Path(path).name[:1]
+                        and access(path, mode))  # fmt: skip  # as `chmod a-x`, for root too
+    told: list[OSError] = []
+    found = files_below(tmp_path, told.append)
+    assert {path.parent.name for path in found} == {"a"}
+    assert [(error.filename, error.strerror) for error in told] == [
+        (str(tmp_path / "b"), "Permission denied")
+    ]
+    with pytest.raises(PermissionError):
+        files_below(tmp_path)

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from rayssl.data.file_tree import files_below
+from rayssl.data.file_tree import files_below, is_hidden
 from rayssl.data.image_files import held_out_folder, read_rgb
 
 MIN_AREA, MAX_ASPECT = 0.08, 4 / 3  # of RandomResizedCrop, as in torchvision and RotNet
@@ -27,7 +27,8 @@ Key = tuple[int, int]  # epoch (-1: evaluation), number of the image
 class ClassFolders(Dataset[tuple[Tensor, int]]):
     """The images of `root/<class>/**`; classes are sorted by name, as torchvision's ImageFolder.
 
-    Without labels the images of `root/**`, of class folders in the same order.
+    Without labels the images of `root/**`, of class folders in the same order. Names that begin
+    with a dot are left out, and so are links to nothing and to a folder that they lie in.
 
     An item is asked for by (epoch, index) and is uint8 `[3, side, side]` with its label: for an
     epoch from 0 on a random part (8% to 100% of the area, 3/4 to 4/3 wide), scaled and mirrored or
@@ -80,34 +81,51 @@ class ClassFolders(Dataset[tuple[Tensor, int]]):
     def fingerprint(self) -> str:
         """Returns a hash of the names of all images below the root, in order."""
         names = "\n".join(str(Path(path).relative_to(self.root)) for path in self.paths)
-        return hashlib.sha256(names.encode()).hexdigest()[:16]
+        # Names need not be UTF-8: Linux takes any bytes.
+        return hashlib.sha256(names.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def _labelled(root: Path) -> tuple[list[str], list[tuple[str, int]]]:
     """Names of the classes; path and class of each image."""
-    from rayssl._torchvision import torchvision  # slow to import, so not before it is needed
+    classes = sorted(path.name for path in root.iterdir() if _is_class(path, root))
+    numbers = {name: i for i, name in enumerate(classes)}
+    images, suffixes = _images(root)
+    named = [(path, path.relative_to(root).parts[0]) for path in images if path.parent != root]
+    empty = sorted(set(classes) - {name for _, name in named})
+    if empty or not classes:
+        what = f"none for {', '.join(empty)} ({', '.join(suffixes)})" if empty else "no folder"
+        raise ValueError(f"{root} must hold one folder a class with images in it: got {what}.")
+    if len(classes) < 2:
+        raise ValueError(f"{root} must hold two classes or more, got {classes}.")
+    return classes, [(str(path), numbers[name]) for path, name in named]
 
-    try:
-        found = torchvision.datasets.ImageFolder(str(root))
-    except FileNotFoundError as error:
-        raise ValueError(
-            f"{root} must hold one folder a class with images in it: {error}"
-        ) from error
-    if len(found.classes) < 2:
-        raise ValueError(f"{root} must hold two classes or more, got {found.classes}.")
-    return found.classes, found.samples
+
+def _is_class(path: Path, root: Path) -> bool:
+    """Whether a path in the root is a folder of images, and no link to one that it lies in."""
+    if path.name.startswith(".") or not path.is_dir():
+        return False
+    return not root.resolve().is_relative_to(path.resolve())
 
 
 def _unlabelled(root: Path) -> list[tuple[str, int]]:
-    """Path and 0 of each image, by class folder, then folder, then name, as ImageFolder sorts."""
-    from rayssl._torchvision import torchvision
+    """Path and 0 of each image."""
+    images, suffixes = _images(root)
+    if not images:
+        raise ValueError(f"{root} must hold images ({', '.join(suffixes)}), got none.")
+    return [(str(path), 0) for path in images]
+
+
+def _images(root: Path) -> tuple[list[Path], tuple[str, ...]]:
+    """The images by class folder, then folder, then name, as ImageFolder sorts; its suffixes."""
+    from rayssl._torchvision import torchvision  # slow to import, so not before it is needed
 
     suffixes = torchvision.datasets.folder.IMG_EXTENSIONS
-    found = [path for path in files_below(root) if path.suffix.lower() in suffixes]
-    if not found:
-        raise ValueError(f"{root} must hold images ({', '.join(suffixes)}), got none.")
+    found = [
+        path for path in files_below(root)
+        if path.suffix.lower() in suffixes and not is_hidden(path, root)
+    ]  # fmt: skip
     found.sort(key=lambda path: (path.relative_to(root).parts[0], str(path.parent), path.name))
-    return [(str(path), 0) for path in found]
+    return found, suffixes
 
 
 def random_part(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rayssl.data.file_tree import files_below
+from rayssl.data.file_tree import files_below, is_hidden
 from rayssl.data.image_files import held_out_folder, read_rgb
 from rayssl.data.splits import ImageSplits, split_validation
 
@@ -25,7 +25,7 @@ def load_folder(root: Path, size: int) -> ImageSplits:
     `root/test`, `val`, `valid` and `validation` are taken as they are; otherwise a tenth of
     `root`'s images, stratified, are the test images.
     Subfolders, also linked ones, are classes, in the order of their names; without subfolders all
-    are of one class.
+    are of one class. Names that begin with a dot are left out.
 
     Raises:
       FileNotFoundError: if there is no folder or no image in it.
@@ -60,7 +60,10 @@ def load_folder(root: Path, size: int) -> ImageSplits:
 
 def _files(root: Path) -> tuple[list[Path], Tensor, list[str]]:
     """Every image below a folder, its class, and the classes' names."""
-    found = [path for path in files_below(root) if path.suffix.lower() in SUFFIXES]
+    found = [
+        path for path in files_below(root)
+        if path.suffix.lower() in SUFFIXES and not is_hidden(path, root)
+    ]  # fmt: skip
     if not found:
         raise FileNotFoundError(
             f"Expected images ({', '.join(sorted(SUFFIXES))}) below {root}, found none."
