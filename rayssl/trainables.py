@@ -1,5 +1,6 @@
 """Trainings as Ray Tune trainables, reported and checkpointed by the epoch; trials that resume."""
 
+import itertools
 import json
 import math
 import pickle
@@ -211,17 +212,26 @@ def pending(
 ) -> list[dict[str, Any]]:
     """Returns the configs of trials that have not finished, each with its newest checkpoint.
 
+    A checkpoint of epochs that the log lacks is passed over: they are run again, for their rows.
+
     Args:
       rows: `rayssl.report.read_epochs` of the folder.
       folder: of the experiment.
       configs: of all its trials; those returned get `restore_from`.
       kind: names the trials.
     """
-    names = [row["trial"] for row in rows]
-    left = [config for config in configs if names.count(kind.name(config)) < config["epochs"]]
-    for config in left:
-        checkpoint = newest_checkpoint(folder, kind.name(config))
-        config["restore_from"] = str(checkpoint.resolve()) if checkpoint else None
+    epochs: dict[str, set[int]] = {}
+    for row in rows:
+        epochs.setdefault(row["trial"], set()).add(row["epoch"])
+    left = []
+    for config in configs:
+        name = kind.name(config)
+        own = epochs.get(name, set())
+        logged = next(n for n in itertools.count() if n + 1 not in own)  # without a gap
+        if logged < config["epochs"]:
+            checkpoint = newest_checkpoint(folder, name, logged)
+            config["restore_from"] = str(checkpoint.resolve()) if checkpoint else None
+            left.append(config)
     return left
 
 
@@ -272,24 +282,26 @@ def run_trials(
     return [f"{name} failed: {text}" for name, text in failures.items()]
 
 
-def newest_checkpoint(folder: Path, name: str) -> Path | None:
+def newest_checkpoint(folder: Path, name: str, most: int | None = None) -> Path | None:
     """Returns the checkpoint with the most epochs among a trial's folders; None if none is whole.
 
     A trial has a folder for each start of the experiment. Files that a kill cut short are passed
-    over.
+    over, and states of more than `most` epochs.
     """
-    found = newest_state(folder.glob(f"{name}_*/checkpoint_*"))
+    found = newest_state(folder.glob(f"{name}_*/checkpoint_*"), most)
     return found[0] if found else None
 
 
-def newest_state(checkpoints: Iterable[Path]) -> tuple[Path, int] | None:
-    """Returns the whole one with the most epochs among checkpoint folders, and its epochs."""
+def newest_state(checkpoints: Iterable[Path], most: int | None = None) -> tuple[Path, int] | None:
+    """Returns the whole one with the most epochs, at most `most`, and its epochs."""
     best: tuple[Path, int] | None = None
     for folder in checkpoints:
         try:
             state = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)
             epoch = int(state["epoch"])
         except (RuntimeError, OSError, EOFError, KeyError, pickle.UnpicklingError):
+            continue
+        if most is not None and epoch > most:
             continue
         if best is None or epoch > best[1]:
             best = folder, epoch

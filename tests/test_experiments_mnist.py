@@ -21,7 +21,7 @@ from rayssl.data import ImageSplits, load_dataset
 from rayssl.data.mnist import FILES
 from rayssl.files import hold
 from rayssl.report import read_epochs
-from rayssl.trainables import newest_checkpoint
+from rayssl.trainables import CLASSIFICATION, newest_checkpoint, pending
 from rayssl.training import ClassifierSettings, ClassifierTraining
 
 ROOT = Path(__file__).parent.parent
@@ -288,6 +288,25 @@ class Killed:
 
 
 TASKS = ("none", "rotation")
+
+
+@pytest.mark.parametrize(
+    ("logged", "expected"),
+    [([1, 2, 3], None), ([1, 2], "b"), ([1], "a"), ([], None), ([1, 3], "a"), ([2, 3], None)],
+)
+def test_trial_goes_on_from_no_epoch_that_the_log_lacks(
+    logged: list[int], expected: str | None, tmp_path: Path
+) -> None:
+    for start_id, epoch in {"a": 1, "b": 2, "c": 3}.items():
+        checkpoint = tmp_path / f"paper-none-s0_{start_id}" / "checkpoint_000000"
+        checkpoint.mkdir(parents=True)
+        torch.save({"epoch": epoch}, checkpoint / "state.pt")
+    rows = [{"trial": "paper-none-s0", "epoch": epoch} for epoch in logged]
+    config = {"protocol": "paper", "aux_task": "none", "seed": 0, "epochs": 3}
+    left = pending(rows, tmp_path, [config], CLASSIFICATION)
+    assert bool(left) == (logged != [1, 2, 3])
+    found = left and left[0]["restore_from"]
+    assert (Path(found).parent.name[-1] if found else None) == expected
 
 
 @pytest.fixture(scope="module")

@@ -528,6 +528,12 @@ def test_finished_trial_leaves_weights_that_the_loader_takes(
     weights = load_weights(path)
     assert weights.keys() == running.training.weights().keys()
     assert newest_state([tmp_path]) == (tmp_path, 1)
+    checkpoint = tmp_path / "trial" / "checkpoint_000000"
+    checkpoint.mkdir(parents=True)
+    running.save_checkpoint(str(checkpoint))
+    assert job.newest_checkpoint(tmp_path / "trial") is None  # its row is lost: run it again
+    job.open_log(tmp_path / "trial", "a", 0)(result, trial)
+    assert job.newest_checkpoint(tmp_path / "trial") == (checkpoint, 1)
 
 
 def test_plain_baseline_of_a_sweep_has_no_pretext_head(folder: Path) -> None:

@@ -208,8 +208,12 @@ class EpochJob(Job):
         return read_epochs(folder)
 
     def newest_checkpoint(self, folder: Path) -> tuple[Path, int] | None:
-        """Returns the whole checkpoint with the most epochs."""
-        return newest_state(folder.glob("checkpoint_*"))
+        """Returns the whole checkpoint with the most epochs that the log has.
+
+        A finished one whose last row is lost would have nothing left to run, and never a row.
+        """
+        logged = max((row["epoch"] for row in self.rows(folder)), default=0)
+        return newest_state(folder.glob("checkpoint_*"), logged)
 
     def seconds_per_unit(self, row: Row) -> float | None:
         """Returns the seconds of an epoch."""
