@@ -232,7 +232,9 @@ def read_probe(path: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         kind = found["kind"]
-    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+    except (
+        RuntimeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError,
+    ) as error:  # fmt: skip  # text is read as a pickle: 't' finds an empty stack
         raise ValueError(
             f"Expected {path} to be a probe that deepfake.py probe wrote, got "
             f"{type(error).__name__}. Other checkpoints are given by their folder."
@@ -261,8 +263,16 @@ def read_classifier(path: Path, data_dir: Path | None) -> tuple[dict[str, Any], 
         )
     try:
         state = torch.load(files[0], map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (
+        RuntimeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError,
+    ) as error:  # fmt: skip
         raise ValueError(f"{files[0]} cannot be read ({type(error).__name__}).") from error
+    settings = state.get("settings") if isinstance(state, dict) else None
+    if not isinstance(settings, dict) or not {"protocol", "aux_task"} <= settings.keys():
+        raise ValueError(
+            f"Expected {files[0]} to be of a trial of mnist.py, got that of another script. Of "
+            "deepfake.py pass a file in heads/; bigan.py's and pretrain.py's are not explained."
+        )
     for folder in files[0].resolve().parents:
         if (folder / "settings.json").is_file():
             saved = json.loads((folder / "settings.json").read_text())["settings"]

@@ -214,6 +214,7 @@ def test_damaged_settings_are_refused(text: str, refused: Refuse, tmp_path: Path
     [
         (["gone.pt"], "No checkpoint at gone.pt. Pass a file in heads/"),
         (["damaged.pt"], "Expected damaged.pt to be a probe that deepfake.py probe wrote, got"),
+        (["text.pt"], "Expected text.pt to be a probe that deepfake.py probe wrote, got"),
         (["other.pt"], "other.pt is of kind 'gan'. Available: deepfake-probe."),
         (["probe.pt"], "to name the face set, got FileNotFoundError. Pass --faces."),
         (["probe.pt", "--shown", "0"], "--shown must be 1 or more, got 0."),
@@ -223,6 +224,7 @@ def test_checkpoint_that_cannot_be_explained_is_refused(
     words: list[str], text: str, refused: Refuse, tmp_path: Path
 ) -> None:
     (tmp_path / "damaged.pt").write_bytes(b"PK no archive")
+    (tmp_path / "text.pt").write_text("the weights of the head are elsewhere")
     torch.save({"kind": "gan"}, tmp_path / "other.pt")
     torch.save({"kind": "deepfake-probe"}, tmp_path / "probe.pt")
     assert text in refused(*words, main=attribution.main)

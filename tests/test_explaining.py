@@ -380,3 +380,17 @@ def test_folder_without_a_checkpoint_or_with_several_is_one_line(
     assert "got 2: " in refused(str(empty))
     assert "cannot be read" in refused(str(empty / "a"))
     assert "need an Atari checkpoint" in refused(str(classifier), "--video", "a.mp4")
+
+
+@pytest.mark.parametrize(
+    "state", [{"settings": {"beta1": 0.5}}, {"settings": {"protocol": "paper-code"}}, {}, [1]]
+)
+def test_checkpoint_of_another_script_is_one_line(
+    state: Any, tmp_path_factory: pytest.TempPathFactory, refused: Callable[..., str]
+) -> None:
+    folder = tmp_path_factory.mktemp("other")  # of bigan.py, of deepfake.py under both protocols
+    torch.save(state, folder / "state.pt")
+    (folder / "settings.json").write_text(json.dumps({"settings": {}}))
+    assert "state.pt to be of a trial of mnist.py, got that of another script" in refused(
+        str(folder)
+    )
