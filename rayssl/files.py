@@ -1,6 +1,7 @@
 """Files that are there under their names only when they are whole; folders of one process."""
 
 import fcntl
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ def write_whole(path: Path, content: str | bytes) -> None:
       OSError: if it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
+    # A name may have 255 bytes, which the path's own may come near.
+    part = path.with_name(f"{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}.part")
     part.write_bytes(content.encode() if isinstance(content, str) else content)
     part.replace(path)
 

@@ -31,6 +31,7 @@ from rayssl.data.face_preparation import (
     plan_preparation,
     start_preparation,
 )
+from rayssl.data.face_videos import Problem
 from rayssl.data.faces import FaceSet, crops_path, load_face_set, write_face_set
 from rayssl.data.self_blending import self_blend
 from rayssl.video import write_mp4
@@ -243,6 +244,17 @@ def test_masks_are_cut_at_the_place_of_the_crop(faces: FaceSet) -> None:
     assert set(np.unique(mask)) == {0, 255}
 
 
+def test_mask_of_another_size_is_a_problem_and_not_cut_elsewhere(
+    root: Path, tmp_path: Path
+) -> None:
+    write_mp4(tmp_path / "half.mp4", np.zeros((4, 128, 128, 3), np.uint8), 12, codec="mpeg4")
+    row = {"video": "v", "path": str(root / "part_0/fake.mp4"), "mask": str(tmp_path / "half.mp4")}
+    found = crop_video(root, tmp_path, row, SETTINGS, None)
+    assert isinstance(found, dict)
+    assert not found["has_masks"]
+    assert found["mask_problem"].endswith(": its frames are 128x128, the video's 256x256")
+
+
 def test_masks_of_real_videos_are_empty_and_missing_ones_are_refused(faces: FaceSet) -> None:
     rows = np.flatnonzero(faces.frames["video"] == "part_0/real")
     assert faces.masks(rows).max() == 0
@@ -274,6 +286,21 @@ def test_crops_of_other_settings_in_the_same_place_are_not_taken(
     with zipfile.ZipFile(crops_path(tmp_path, "part_0/real")) as file:
         name = next(n for n in file.namelist() if n.endswith("face.png"))
         assert Image.open(file.open(name)).size == (24, 24)
+
+
+@pytest.mark.parametrize(("letters", "is_problem"), [(250, False), (252, True)])
+def test_video_with_a_long_name_is_cropped_or_a_problem_of_its_own(
+    letters: int, is_problem: bool, root: Path, tmp_path: Path
+) -> None:
+    # 255 bytes are the most: 251 and .zip.
+    row = {"video": "v" * letters, "path": "part_0/real.mp4", "mask": None}
+    found = crop_video(root, tmp_path, row, SETTINGS, None)
+    if is_problem:
+        assert isinstance(found, Problem)
+        assert found.problem == "name too long"
+    else:
+        assert crops_path(tmp_path, "v" * letters).is_file()
+        assert not list(tmp_path.rglob("*.part"))
 
 
 def test_another_setting_in_the_same_folder_is_refused(root: Path, faces: FaceSet) -> None:

@@ -6,6 +6,7 @@ single videos of a large data set: `crop_video` answers with a Problem then, and
 cannot write.
 """
 
+import errno
 import hashlib
 import json
 import zipfile
@@ -125,7 +126,12 @@ def crop_video(
     if not pixels:
         return Problem(video, "no face", f"in none of {about['num_sampled']} frames looked at")
     about |= {"settings": settings.digest}
-    return about | {"sha256": write_crops(path, pixels, about)}
+    try:
+        return about | {"sha256": write_crops(path, pixels, about)}
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return Problem(video, "name too long", f"its crops cannot be written to {path.name}")
 
 
 def read_about(path: Path, settings: CropSettings) -> dict[str, Any] | None:
@@ -150,7 +156,8 @@ def _crops(
         boxes = choose_boxes(detect(image), settings.faces)
         sampled, without = sampled + 1, without + (not boxes)
         last = boxes or last
-        squares[index] = _squares(boxes, last, image.shape[:2], settings)
+        shape = image.shape[:2]
+        squares[index] = _squares(boxes, last, shape, settings)
         for face, square in enumerate(squares[index]):
             pixels[member_name(index, face, "face")] = cut(image, square, settings.size)
             crops.append({"frame": index, "face": face, **square._asdict()})
@@ -158,7 +165,7 @@ def _crops(
     mask_problem = None
     if isinstance(row["mask"], str) and pixels:
         try:
-            masks = _masks(root / row["mask"], squares, settings.size)
+            masks = _masks(root / row["mask"], squares, shape, settings.size)
         except Exception as error:  # as in crop_video; the video itself is whole
             mask_problem = f"{row['mask']}: {_one_line(error)}"
     about = {
@@ -168,13 +175,23 @@ def _crops(
     return about, pixels | masks
 
 
-def _masks(path: Path, squares: Mapping[int, list[Square]], size: int) -> dict[str, np.ndarray]:
-    """The mask of each crop, cut at the crop's place: 255 where any colour is bright, else 0."""
+def _masks(
+    path: Path, squares: Mapping[int, list[Square]], shape: tuple[int, ...], size: int
+) -> dict[str, np.ndarray]:
+    """The mask of each crop, cut at the crop's place: 255 where any colour is bright, else 0.
+
+    `shape` is the height and width of the video's frames, which the mask's must be.
+    """
     wanted = {index for index, found in squares.items() if found}
     masks = {}
     for index, image in _read(path, set(wanted)):
         if image is None:
             continue
+        if image.shape[:2] != shape:
+            raise DamagedVideoError(
+                f"its frames are {image.shape[1]}x{image.shape[0]}, the video's "
+                f"{shape[1]}x{shape[0]}"
+            )
         wanted.remove(index)
         for face, square in enumerate(squares[index]):
             bright = cut(image, square, size).max(-1) >= 128
