@@ -105,6 +105,11 @@ class PretrainSettings:
             )
         if self.arch == "alexnet-rotnet" and self.image_size != 224:
             raise ValueError(f"alexnet-rotnet needs image_size 224, got {self.image_size}.")
+        if self.batch_size < 2 and self.aux_weight == 0 and self.arch != "alexnet":
+            raise ValueError(
+                f"{self.arch} normalizes over a batch: without a pretext task, which shows copies "
+                f"of each image, batch_size must be 2 or more, got {self.batch_size}."
+            )
         if self.image_size < 63 and self.arch == "alexnet":
             raise ValueError(f"alexnet needs image_size 63 or more, got {self.image_size}.")
 

@@ -189,7 +189,10 @@ def _work(config: dict[str, Any]) -> None:
     try:
         _train(job)
     except (ValueError, FloatingPointError) as wrong:
-        error.write_text(str(wrong))
+        # A DataLoader's process puts its whole traceback into the text; the message ends it.
+        last_line = str(wrong).strip().splitlines()[-1]
+        text = last_line.removeprefix(f"{type(wrong).__name__}: ")
+        error.write_text(text, errors="backslashreplace")  # names need not be UTF-8
         raise
 
 

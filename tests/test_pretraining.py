@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 import rayssl.pretraining
+from rayssl import pretraining_job
 from rayssl._torchvision import torchvision
 from rayssl.backbones.images import image_backbone_spec, make_image_backbone
 from rayssl.backbones.weights import load_strictly, load_weights
@@ -26,6 +27,7 @@ from rayssl.data.class_folders import ClassFolders, random_part
 from rayssl.jobs import find_job
 from rayssl.jobs.pretrain import EpochPretraining, PretrainTrial
 from rayssl.pretraining import BACKBONES, Arch, Pretraining, PretrainSettings, normalized
+from rayssl.pretraining_job import PretrainJob
 from rayssl.sweeps.axes import grid_points, parse_axis, trials_of_points
 from rayssl.trainables import newest_state
 
@@ -357,6 +359,10 @@ def test_weights_of_alexnets_carry_the_names_of_published_files(arch: Arch, fold
         ({"labels": False, "aux_weight": 0.0}, "Nothing is left to train on without labels"),
         ({"arch": "alexnet-rotnet"}, "alexnet-rotnet needs image_size 224, got 32."),
         ({"arch": "alexnet"}, "alexnet needs image_size 63 or more, got 32."),
+        (
+            {"arch": "resnet50", "aux_weight": 0.0, "batch_size": 1},
+            "resnet50 normalizes over a batch: .* batch_size must be 2 or more, got 1.",
+        ),
         ({"batch_size": 39}, "holds 38 images, fewer than batch_size 39. Lower it."),
     ],
     ids=str,
@@ -366,6 +372,25 @@ def test_wrong_setting_is_named(
 ) -> None:
     with pytest.raises(ValueError, match=text):
         make(folder, replace(SETTINGS, **change))
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_job_names_an_image_that_cannot_be_read_in_one_line(
+    processes: int, tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw_images(tmp_path / "d", 19)
+    (tmp_path / "d" / "house" / "00.png").write_bytes(b"no image")
+
+    def train(job: PretrainJob) -> None:
+        list(make(tmp_path / "d", loader_processes=processes).progress())
+
+    monkeypatch.setattr(pretraining_job, "_train", train)
+    with pytest.raises(ValueError, match="cannot be read as an image"):
+        pretraining_job._work({"job": PretrainJob(SETTINGS, tmp_path / "d", None, tmp_path)})
+    error = (tmp_path / "error.txt").read_text()
+    assert error.startswith(str(tmp_path / "d" / "house" / "00.png cannot be read as an image"))
+    assert error.endswith(", which no run is resumed on.")
+    assert "\n" not in error
 
 
 # Images

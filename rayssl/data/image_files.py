@@ -52,5 +52,6 @@ def read_rgb(path: Path | str) -> Image.Image:
     # PIL raises SyntaxError for a broken PNG
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(
-            f"{path} cannot be read as an image ({error}). Remove, repair or convert it."
+            f"{path} cannot be read as an image ({error}). Put a whole one in its "
+            "place: without it, it is another data set, which no run is resumed on."
         ) from error
