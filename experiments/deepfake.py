@@ -226,6 +226,9 @@ def demo(demo: Demo) -> FaceSet:
         total = 2 * demo.actors * demo.takes
         for _ in progress(clips, total, "drawing clips"):
             pass
+    except KeyboardInterrupt:
+        print(f"\nstopped; the same command draws anew in {demo.out}", file=sys.stderr)
+        raise SystemExit(UNFINISHED) from None
     except (ValueError, OSError) as error:
         remove_empty(made)
         refuse(error)

@@ -131,6 +131,19 @@ def test_mistake_is_one_line_with_code_2_and_leaves_nothing_behind(
     assert (files(tmp_path), files(stand_in), sorted(tmp_path.rglob("*"))) == before
 
 
+def test_interrupt_while_the_stand_in_is_drawn_is_no_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*args: object) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(deepfake, "write_stand_in", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        deepfake.main(["demo", "--out", str(tmp_path / "drawn")])
+    assert stop.value.code == deepfake.UNFINISHED
+    assert capsys.readouterr().err.startswith("\nstopped; the same command draws anew in ")
+
+
 # From end to end, through Ray
 
 
