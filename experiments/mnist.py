@@ -106,10 +106,9 @@ def trials(run: MnistRun) -> list[dict[str, Any]]:
 
 def check_trainable(data: ImageSplits, configs: list[dict[str, Any]]) -> None:
     """Raises ValueError for what these images cannot serve, before any trial starts."""
-    for count in {config["train_images"] for config in configs}:
-        data.first(count)
-    for task in {config["aux_task"] for config in configs}:
-        ClassifierSettings(aux_task=task).check_images(data.train_x[:1])
+    names = ("train_images", "protocol", "aux_task")
+    for values in {tuple(config[name] for name in names) for config in configs}:
+        ClassifierSettings(**dict(zip(names, values, strict=True))).check_data(data)
 
 
 def make_experiment(argv: Sequence[str] | None = None) -> Experiment:

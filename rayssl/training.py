@@ -137,6 +137,26 @@ class ClassifierSettings:
             if isinstance(task, PretextTask):
                 task.every_class(images)
 
+    def check_data(self, data: ImageSplits) -> None:
+        """Raises ValueError for images that no training with these settings can have."""
+        data = data.first(self.train_images)
+        self.check_images(data.train_x[:1])
+        if (data.train_x == data.train_x[0, 0, 0, 0]).all():
+            raise ValueError(
+                f"Expected images, got {len(data.train_x):,} with every pixel "
+                f"{int(data.train_x[0, 0, 0, 0])}. Check the data set's files."
+            )
+        protocol = self.resolved_protocol()
+        if protocol.selection == "best-validation":
+            try:
+                split_validation(data.train_y, protocol.validation_share, seed=self.seed)
+            except ValueError as error:
+                raise ValueError(
+                    f"Protocol {self.protocol} keeps {protocol.validation_share:.1%} of the "
+                    f"training images, some of each class, for validation: {len(data.train_y)} "
+                    f"are too few ({error}). Use more images or another protocol."
+                ) from error
+
     def _check_task(self, name: str) -> None:
         if isinstance(make_image_task(name), PretextTask):
             return

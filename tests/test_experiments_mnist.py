@@ -101,6 +101,10 @@ def assert_one_line(err: str, text: str) -> None:
         (["--lr", "-1"], "lr must be a finite number above 0, got -1.0."),
         (["--lr", "nan"], "lr must be a finite number above 0, got nan."),
         (["--aux-weight", "1", "-1"], "aux_weight must be a finite number 0 or more, got -1.0."),
+        (
+            ["--protocol", "strict", "--train-images", "15"],
+            "Protocol strict keeps 8.3% of the training images, some of each class, for validation",
+        ),
         (["--num-cpus", "0"], "--num-cpus must be 1 or more, got 0."),
         (["--num-gpus", "-1"], "--num-gpus must be 0 or more, got -1.0."),
         (["--num-gpus", "nan"], "--num-gpus must be 0 or more, got nan."),

@@ -742,6 +742,13 @@ def test_task_that_needs_stacked_frames_refuses_single_images() -> None:
         training(aux_task="permutation")
 
 
+def test_images_that_are_all_one_colour_are_refused() -> None:
+    black = small()._replace(train_x=torch.full_like(small().train_x, 7))
+    with pytest.raises(ValueError, match="got 120 with every pixel 7. Check the data set's files"):
+        ClassifierSettings().check_data(black)
+    ClassifierSettings(protocol="strict").check_data(small())
+
+
 def test_one_choice_changes_one_field_of_the_protocol() -> None:
     assert ClassifierSettings().resolved_protocol() == PROTOCOLS["paper"]
     changed = ClassifierSettings(aux_copies="all").resolved_protocol()

@@ -94,8 +94,7 @@ class MnistJob(EpochJob):
     def check(self, settings: MnistTrial) -> None:
         """Raises ValueError or OSError for settings, files or a task that do not fit."""
         settings.check()
-        images = settings.data().first(settings.train_images).train_x[:1]
-        settings.check_images(images)
+        settings.check_data(settings.data())
 
     def trainable(self, trials: Sequence[MnistTrial]) -> Any:
         """Returns the trainable; its images travel through Ray's object store."""
