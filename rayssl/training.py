@@ -202,6 +202,7 @@ class ClassifierTraining:
         self.settings, self.protocol = settings, settings.resolved_protocol()
         self.device = torch.device(device)
         self.num_classes = data.num_classes
+        self._images = data.fingerprint()
         self.epoch = 0
         # With weight 0 there is no second loss, and the training is the plain one, bit for bit.
         self.task: PretextTask | None = None
@@ -282,6 +283,7 @@ class ClassifierTraining:
         """Returns all that `load_state_dict` needs to go on as if nothing had happened."""
         return {
             "settings": dataclasses.asdict(self.settings),
+            "images": self._images,
             "epoch": self.epoch,
             "selected_epoch": self.selected_epoch,
             "best_score": self._best_score,
@@ -302,9 +304,10 @@ class ClassifierTraining:
           may_differ: settings that act from update to update and so may be others than the
             state's: `lr`, `aux_weight`.
         Raises:
-          ValueError: if the state is of a training with other settings.
+          ValueError: if the state is of a training with other settings or images.
         """
         check_same_settings(state["settings"], dataclasses.asdict(self.settings), may_differ)
+        check_same_images(state, self._images)
         self.epoch, self.selected_epoch = state["epoch"], state["selected_epoch"]
         self._best_score, self._best_state = state["best_score"], state["best_state"]
         self.network.load_state_dict(state["network"])
@@ -541,3 +544,12 @@ def check_same_settings(
                 f"Expected the state of a training with {name} {value}, got {saved.get(name)}. "
                 "Resume with the settings that it was made with."
             )
+
+
+def check_same_images(state: dict[str, Any], own: str) -> None:
+    """Raises ValueError if a state names other images than these; older states name none."""
+    if state.get("images", own) != own:
+        raise ValueError(
+            f"Expected the state of a training on the images {own}, got {state['images']}: those "
+            "of the data set are others now. Restore them, or start a new training."
+        )

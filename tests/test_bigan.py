@@ -506,6 +506,16 @@ def test_same_seed_same_training_other_seed_another(model: str) -> None:
     assert torch.equal(torch.get_rng_state(), state)  # the caller's randomness is its own
 
 
+def test_state_of_other_images_is_refused() -> None:
+    run = training("bigan")
+    data = two_kinds(run.settings.size)
+    other = make_training(
+        "bigan", data._replace(train_x=255 - data.train_x), **SMALL["bigan"] | TINY_RUN
+    )
+    with pytest.raises(ValueError, match="Expected the state of a training on the images .*, got"):
+        other.load_state_dict(run.state_dict())
+
+
 def test_state_of_other_settings_is_refused() -> None:
     state = training("bigan").state_dict()
     with pytest.raises(ValueError, match=r"with lr 0.1, got 0.0002\. Resume with the settings"):

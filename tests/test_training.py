@@ -691,6 +691,17 @@ def test_state_of_other_settings_is_refused(changed: dict[str, Any], text: str) 
     assert same(before, weights(other))
 
 
+def test_state_of_other_images_is_refused_and_one_that_names_none_is_taken() -> None:
+    data = small()
+    state = training(aux_task="none").state_dict()
+    other = data._replace(test_x=data.test_x.flip(0))
+    with pytest.raises(ValueError, match="Expected the state of a training on the images .*, got"):
+        training(aux_task="none", data=other).load_state_dict(state)
+    training(aux_task="none", data=data._replace(name="moved")).load_state_dict(state)
+    del state["images"]  # as states were before
+    training(aux_task="none", data=other).load_state_dict(state)
+
+
 # Errors
 
 

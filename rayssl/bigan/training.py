@@ -23,7 +23,7 @@ from rayssl.bigan.evaluation import (
 from rayssl.bigan.settings import AdversarialSettings
 from rayssl.data import ImageSplits
 from rayssl.schedules import constant_then_exponential
-from rayssl.training import DRAWS_SEED, check_same_settings
+from rayssl.training import DRAWS_SEED, check_same_images, check_same_settings
 
 EVAL_BATCH = 1_000  # images; outside of BN statistics, results do not depend on it
 GRID = 10  # columns and rows of a grid of images
@@ -83,6 +83,7 @@ class AdversarialTraining:
         self.epoch = 0
         self._train_x, self._test_x = data.train_x.to(self.device), data.test_x.to(self.device)
         self._train_y, self._test_y = data.train_y.to(self.device), data.test_y.to(self.device)
+        self._images = data.fingerprint()
         self._has_labels = data.num_classes > 1
         players.networks.to(self.device)
         players.start()
@@ -125,6 +126,7 @@ class AdversarialTraining:
         """Returns all that `load_state_dict` needs to go on as if nothing had happened."""
         return {
             "settings": dataclasses.asdict(self.settings),
+            "images": self._images,
             "epoch": self.epoch,
             "networks": self.players.networks.state_dict(),
             "optimizers": {k: o.state_dict() for k, o in self.players.optimizers.items()},
@@ -139,9 +141,10 @@ class AdversarialTraining:
           state: of a training with the same settings.
           may_differ: settings that act from update to update and so may be others: `lr`.
         Raises:
-          ValueError: if the state is of a training with other settings.
+          ValueError: if the state is of a training with other settings or images.
         """
         check_same_settings(state["settings"], dataclasses.asdict(self.settings), may_differ)
+        check_same_images(state, self._images)
         self.epoch = state["epoch"]
         self.players.networks.load_state_dict(state["networks"])
         for name, optimizer in self.players.optimizers.items():

@@ -1,5 +1,6 @@
 """Training and test images of a data set, and a validation split taken from the training images."""
 
+import hashlib
 from typing import NamedTuple
 
 import numpy as np
@@ -50,6 +51,14 @@ class ImageSplits(NamedTuple):
         """
         std, mean = torch.std_mean(self.train_x.float(), correction=0)
         return float(mean) / 255, float(std) / 255
+
+    def fingerprint(self) -> str:
+        """Returns a hash of all images and labels, in order."""
+        digest = hashlib.blake2b(digest_size=8)
+        for values in (self.train_x, self.train_y, self.test_x, self.test_y):
+            digest.update(str(tuple(values.shape)).encode())
+            digest.update(values.contiguous().numpy().data)
+        return digest.hexdigest()
 
 
 def split_validation(labels: Tensor, share: float, *, seed: int) -> tuple[Tensor, Tensor]:
