@@ -196,6 +196,11 @@ def _work(config: dict[str, Any]) -> None:
         raise
 
 
+# Freed with the process alone: DDP's end holds the GIL and joins gloo's thread, which may wait for
+# the GIL to free a last all-reduce (seen with torch 2.13: both wait for ever).
+_KEPT: list[Pretraining] = []
+
+
 def _train(job: PretrainJob) -> None:
     torch.set_num_threads(1 if job.workers > 1 else job.cpus_per_worker)
     settings = job.settings
@@ -209,6 +214,7 @@ def _train(job: PretrainJob) -> None:
         loader_processes=job.cpus_per_worker - 1,
         stop=(job.folder / STOP).exists,
     )
+    _KEPT.append(training)
     if (job.folder / CHECKPOINT).is_file():
         training.load_state_dict(load_checkpoint(job.folder))
     for row in training.progress():

@@ -3,6 +3,7 @@
 RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=... python pretraining_worker.py IMAGES OUT
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -54,6 +55,9 @@ def put_tiny_network_in_place() -> None:
     rayssl.pretraining.image_backbone_spec = lambda name: SPEC
 
 
+KEPT: list[Pretraining] = []
+
+
 def main(images: Path, out: Path) -> None:
     """Trains and saves, as every process does, weights and rows."""
     put_tiny_network_in_place()
@@ -64,10 +68,12 @@ def main(images: Path, out: Path) -> None:
     rows = list(training.progress())
     for row in rows:
         del row["images_per_s"]
+    dist.barrier()  # none ends while another still sums
     name = f"{dist.get_rank()}.pt"
     torch.save({"network": training.network.state_dict(), "rows": rows}, out / name)
-    dist.destroy_process_group()
+    KEPT.append(training)
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), Path(sys.argv[2]))
+    os._exit(0)  # without the end of DDP, which can wait for ever: see rayssl/pretraining_job.py
