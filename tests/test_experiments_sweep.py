@@ -105,7 +105,7 @@ def refused(
         (["atari", "--optimizers", "separate", "--schedule", "alternate", "joint"],
          "Trial joint-s0 cannot work: optimizers='separate' needs two losses"),
         (["atari", "--cpus-per-trial", "3"], "3 CPU, 1.4 GB asked for by the algorithm's own"),
-        ([*DIGITS, "--cpus-per-trial", "3"], "A trial needs 3 CPU, 0.7 GB, and no node has the"),
+        ([*DIGITS, "--cpus-per-trial", "3"], "A trial needs 3 CPU, 1.0 GB, and no node has the"),
         ([*DIGITS, "--gpus-per-trial", "1.5"], "above 1 must be a whole number, got 1.5."),
         (["bigan", "--scheduler", "pbt", "--lr", "none", "1e-4"], "numbers: leave none out"),
         (["atari", "--aux-task", "permutation+inverse", "--aux-weight", "0.5,0.1,1"],
@@ -260,7 +260,7 @@ def test_dry_run_tells_trials_resources_and_time_and_writes_nothing(
     assert len(rows) == 8
     assert [row["trial"] for row in rows[:3]] == ["w0-lr1-s0", "w0-lr0.5-s0", "w0.5-lr1-s0"]
     assert "| w0.5-lr0.5-s1 | waiting | 1    | rotation | 0.5        | 0.5 |" in out
-    assert "each trial gets 1 CPU, 0.7 GB; 2 run at once (faster than" in out
+    assert "each trial gets 1 CPU, 1.0 GB; 2 run at once (faster than" in out
     assert "about 14 seconds, give or take a factor of two:" in out
     assert "for 1 epoch, with it: MNIST in RESULTS.md" in out
     assert list(tmp_path.iterdir()) == []

@@ -356,7 +356,8 @@ class AuxDQN(Algorithm):
         self._last_report = time.perf_counter()
         wall = self._last_report - start
         mean = {name: total / count for name, (total, count) in self._stats.items() if count}
-        results.update(dict.fromkeys((*TD_FIGURES, *AUX_FIGURES), float("nan")) | mean)
+        own = [f"{name}{aux.suffix}" for aux in self._aux_tasks for name in AUX_FIGURES]
+        results.update(dict.fromkeys((*TD_FIGURES, *own), float("nan")) | mean)
         results.update(
             env_steps=self._env_steps,
             games=self._games,

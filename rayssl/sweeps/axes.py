@@ -283,9 +283,7 @@ def _log_range(option: str, words: Sequence[str], kind: Any) -> LogRange:
         return LogRange(low, high)
     whole = LogRange(math.ceil(low), math.floor(high), whole=True)
     if not whole.low < whole.high:
-        raise ValueError(
-            f"{option} draws whole numbers, got {words[0]}, which holds no two of them."
-        )
+        raise ValueError(f"{option} draws whole numbers: {words[0]} holds no two of them.")
     return whole
 
 

@@ -110,6 +110,9 @@ def test_losses_are_nan_until_the_first_update(build: Build) -> None:
     first, second = algo.train(), algo.train()
     assert all(np.isnan(first[name]) for name in names)
     assert all(np.isfinite(second[name]) for name in names)
+    several = build(make_config("rotation+inverse").training(learning_starts_steps=100)).train()
+    assert np.isnan(several["aux_loss/inverse"])
+    assert "aux_loss" not in several
 
 
 def test_aux_only_run_makes_no_td_update_and_its_checkpoint_starts_another_run(
