@@ -4,7 +4,7 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -77,3 +77,15 @@ def ray_local(own_home: Path) -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def killed_write(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """A function from whose call on a kill comes after the first ten bytes of any file."""
+    write = Path.write_bytes
+
+    def killed(path: Path, data: bytes) -> int:
+        write(path, data[:10])
+        raise KeyboardInterrupt
+
+    return lambda: monkeypatch.setattr(Path, "write_bytes", killed)

@@ -517,16 +517,10 @@ def test_script_plays_random_games_and_saves_them(
 
 
 def test_kill_while_results_are_written_leaves_the_old_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, killed_write: Callable[[], None]
 ) -> None:
-    write = Path.write_bytes
-
-    def killed(path: Path, data: bytes) -> int:
-        write(path, data[:10])
-        raise KeyboardInterrupt
-
     (tmp_path / "random.json").write_text("old")
-    monkeypatch.setattr(Path, "write_bytes", killed)
+    killed_write()
     with pytest.raises(KeyboardInterrupt):
         evaluate.main([
             "random", "--game", "pong", "--smoke", "--json", str(tmp_path / "random.json"),

@@ -1,6 +1,7 @@
 """RESULTS.md's marked tables are those that its own files give, and can be made again."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -84,19 +85,13 @@ def test_script_says_whether_anything_changed(
 
 
 def test_kill_while_the_file_is_written_leaves_the_old_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, killed_write: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = Path.write_bytes
-
-    def killed(path: Path, data: bytes) -> int:
-        write(path, data[:10])
-        raise KeyboardInterrupt
-
     write_game(tmp_path / "runs" / "a", {1_000: -20.5})
     file = tmp_path / "NOTES.md"
     file.write_text(BLOCK)
     (tmp_path / "link.md").symlink_to(file)
-    monkeypatch.setattr(Path, "write_bytes", killed)
+    killed_write()
     with pytest.raises(KeyboardInterrupt):
         report.main(["--update", str(file)])
     assert file.read_text() == BLOCK
