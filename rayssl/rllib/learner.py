@@ -94,6 +94,23 @@ class _Due(NamedTuple):
     total_on_device: Tensor  # the same, without a look from Python
 
 
+class _OnItsWay:
+    """A tensor that travels to main memory; a GPU goes on with what it is asked to do next."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._host = tensor.to("cpu", non_blocking=True)  # of a GPU: page-locked memory
+        self._arrived: torch.cuda.Event | None = None
+        if tensor.is_cuda:
+            self._arrived = torch.cuda.Event()
+            self._arrived.record(torch.cuda.current_stream(tensor.device))
+
+    def wait(self) -> Tensor:
+        """Returns the tensor in main memory, as soon as what came before it is done."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._host
+
+
 class _Drawn(NamedTuple):
     """A task that has its turn, and what its loss takes."""
 
@@ -189,6 +206,7 @@ class AuxDQNLearner(TorchLearner):
         self._aux_updates = 0
         self._since_target_sync = 0
         self._target_params: Params = {}
+        self._late_stats: tuple[list[str], _OnItsWay] | None = None  # of a GPU's last update
         compile_it = config.compile_learner and not self._compiles_steps
         self._td_fn = _Compiled(self._td_forward, compile_it)
         self._aux_fns = {
@@ -255,12 +273,14 @@ class AuxDQNLearner(TorchLearner):
             tasks need. Or the same inside `training_data`.
         Returns:
           {"td_errors": float32 `[num_updates * B]` (0 in aux-only slots), "stats": {name: (sum,
-          count)}, "counts": lifetime counters, "compiled": whether the losses run compiled,
-          "cuda_graphs": whether updates are replayed as graphs, "bfloat16": whether trunk and
-          branches compute in bfloat16}.
+          count)} (on a GPU of the call before, so that none waits for its last update), "counts":
+          lifetime counters, "compiled": whether the losses run compiled, "cuda_graphs": whether
+          updates are replayed as graphs, "bfloat16": whether trunk and branches compute in
+          bfloat16}.
         Raises:
           ValueError: if the rows cannot be shared by the slots evenly.
-          FloatingPointError: if a loss is not finite; the weights are then of no use.
+          FloatingPointError: if a loss is not finite (on a GPU: of the call before); the weights
+            are then of no use.
         """
         self._check_is_built()
         batch = (training_data.batch if batch is None else batch)[DEFAULT_MODULE_ID]
@@ -287,8 +307,8 @@ class AuxDQNLearner(TorchLearner):
         self._weights_seq_no += num_updates
         whole = not any(step.refused for step in self._steps.values())
         return {
-            "td_errors": torch.cat(td_errors).cpu().numpy(),
             "stats": self._reduced_stats(),
+            "td_errors": torch.cat([each.wait() for each in td_errors]).numpy(),
             "counts": {
                 "td_updates": self._td_updates,
                 "aux_updates": self._aux_updates,
@@ -354,9 +374,12 @@ class AuxDQNLearner(TorchLearner):
         totals = torch.stack([each.sum() for each in usable]).float()
         if self.distributed:
             torch.distributed.all_reduce(totals)
+        if self.config.aux_samples == "all":  # known: no look at the device
+            numbers = [float(len(each) * self._world_size()) for each in usable]
+        else:
+            numbers = totals.tolist()
         found = [
-            _Due(*pair, *rest)
-            for pair, *rest in zip(pairs, usable, totals.tolist(), totals, strict=True)
+            _Due(*pair, *rest) for pair, *rest in zip(pairs, usable, numbers, totals, strict=True)
         ]
         for each in found:
             if not each.total:
@@ -371,15 +394,18 @@ class AuxDQNLearner(TorchLearner):
             return torch.ones(len(data.obs), dtype=torch.bool, device=data.obs.device)
         return aux.task.usable(data)
 
-    def _run_slot(self, batch: dict[str, Tensor], due: list[_Due]) -> Tensor:
-        """Makes the updates that the schedule has for this slot; returns TD errors `[B]`."""
+    def _run_slot(self, batch: dict[str, Tensor], due: list[_Due]) -> _OnItsWay:
+        """Makes the updates that the schedule has for this slot; returns TD errors `[B]`.
+
+        They set out before the aux update: its priorities need not wait for it.
+        """
         rule = self.config.aux_schedule_rule
         updates = rule.updates(self._slot)
         if rule.pretrain_updates and self._slot == rule.pretrain_updates:
             self._sync_target()  # else the first TD updates bootstrap from the trunk before
         self._slot += 1
         self._turn += not {"aux", "joint"}.isdisjoint(updates)
-        td_errors = torch.zeros_like(batch[Columns.REWARDS])
+        td_errors = torch.zeros(len(batch[Columns.REWARDS]))
         if updates != ("aux",):
             batch = self._augmented(batch)
         if self._cosine_due(updates):
@@ -388,9 +414,10 @@ class AuxDQNLearner(TorchLearner):
             td_errors = self._td_update(batch)
         if "joint" in updates:
             td_errors = self._joint_update(batch, due)
+        sent = _OnItsWay(td_errors)
         if "aux" in updates:
             self._aux_update(due)
-        return td_errors
+        return sent
 
     def _augmented(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The TD batch with observations and next observations shifted, each by its own draw.
@@ -720,14 +747,27 @@ class AuxDQNLearner(TorchLearner):
         if drawn:
             self._stats[("gradient_cosine",)] += self._run("cosine", batch, drawn)
 
+    @property
+    def _reads_later(self) -> bool:
+        """Whether an update's figures are read by the next one: where work is queued."""
+        return self._device.type == "cuda"
+
     def _reduced_stats(self) -> dict[str, tuple[float, float]]:
-        """{name: (sum, count)} of this call; refuses losses that are not finite."""
-        if not self._stats:
-            return {}
-        names = [name for group in self._stats for name in group]
-        sums = torch.cat([torch.stack(pairs).sum(dim=0) for pairs in self._stats.values()])
+        """{name: (sum, count)} of this call, on a GPU of the one before."""
+        newest = None
+        if self._stats:
+            names = [name for group in self._stats for name in group]
+            sums = torch.cat([torch.stack(pairs).sum(dim=0) for pairs in self._stats.values()])
+            newest = names, _OnItsWay(sums)
+        if self._reads_later:
+            newest, self._late_stats = self._late_stats, newest
+        return self._finite(newest)
+
+    def _finite(self, sent: tuple[list[str], _OnItsWay] | None) -> dict[str, tuple[float, float]]:
+        """{name: (sum, count)} of figures that were sent; refuses losses that are not finite."""
         stats: dict[str, tuple[float, float]] = {}
-        for name, (total, count) in zip(names, sums.tolist(), strict=True):
+        names, sums = (sent[0], sent[1].wait().tolist()) if sent else ([], [])
+        for name, (total, count) in zip(names, sums, strict=True):
             if not math.isfinite(total):
                 raise FloatingPointError(
                     f"{name} is {total} after {self._td_updates} TD and {self._aux_updates} aux "
@@ -748,7 +788,12 @@ class AuxDQNLearner(TorchLearner):
             torch.distributed.broadcast(tensor, src=0)
 
     def get_state(self, *args: Any, **kwargs: Any) -> StateDict:
-        """Returns RLlib's learner state and ours: counters, aux parity, the task's generator."""
+        """Returns RLlib's learner state and ours: counters, aux parity, the task's generator.
+
+        Raises:
+          FloatingPointError: if a loss was not finite that no `update` has looked at yet.
+        """
+        self._finite(self._late_stats)
         state = super().get_state(*args, **kwargs)
         state["rayssl"] = {
             **{name: getattr(self, name) for name in _COUNTERS},
@@ -769,6 +814,7 @@ class AuxDQNLearner(TorchLearner):
             if "shifts" in own:
                 self._go_on(self._shifts, own["shifts"])
         self._steps.clear()  # graphs know the optimizers' old states by their addresses
+        self._late_stats = None  # of the weights before
         self._cast_target()
 
     def _go_on(self, generator: torch.Generator, saved: np.ndarray) -> None:

@@ -583,6 +583,36 @@ def test_loss_that_is_not_finite_ends_the_run_with_advice(value: float) -> None:
         learner.update(to_rllib(rows), num_updates=1)
 
 
+def test_figures_of_queued_updates_come_with_the_next_and_none_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    at_once = [update(learner, seed=i) for learner in [make_learner()] for i in range(4)]
+    monkeypatch.setattr(AuxDQNLearner, "_reads_later", True)  # as on a GPU
+    late = [update(learner, seed=i) for learner in [make_learner()] for i in range(4)]
+    assert [each["stats"] for each in late] == [{}, *(each["stats"] for each in at_once[:-1])]
+    for one, other in zip(late, at_once, strict=True):
+        assert one["td_errors"].tolist() == other["td_errors"].tolist()
+        assert one["counts"] == other["counts"]
+
+
+def test_loss_that_is_not_finite_is_found_by_the_next_update_or_the_checkpoint(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(AuxDQNLearner, "_reads_later", True)  # as on a GPU
+    rows = make_columns()
+    rows["rewards"][3] = float("nan")
+    looks: list[Callable[[AuxDQNLearner], Any]] = [update, AuxDQNLearner.get_state]
+    for look in looks:
+        learner, sound = make_learner(), make_learner()
+        before = sound.get_state()
+        learner.update(to_rllib(rows), num_updates=1)
+        with pytest.raises(FloatingPointError, match=r"td_loss is nan after"):
+            look(learner)
+        learner.set_state(before)
+        update(learner)
+        assert none_equal(weights_of(learner), weights_of(sound))
+
+
 def test_share_of_samples_without_a_label_is_logged_and_not_learned_from() -> None:
     learner, rows = make_learner(), make_columns()
     rows["obs"][:3] = rows["obs"][:3, :1]  # nothing moves
