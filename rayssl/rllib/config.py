@@ -229,7 +229,7 @@ class AuxDQNConfig(AlgorithmConfig):
             and the choice of actions in the learner's process.
           cuda_graphs: on a GPU, whole updates and the choice of actions as CUDA graphs
             (rayssl.cuda_graphs), with one learner.
-          learner_threads: CPU threads of the learner.
+          learner_threads: CPU threads of the learner; beside one on a GPU, of the consoles, too.
           weights_every_updates: TD updates between two pushes of weights to the runners.
           steps_per_iteration: agent steps of one train() call.
           evaluate_every_steps: agent steps between two evaluations of the online network over

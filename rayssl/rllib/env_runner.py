@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,6 +81,9 @@ class AtariEnvRunner(EnvRunner, Checkpointable):
         if self.env is not None:
             self.env.close()
         settings = self.config.atari_settings()
+        if self._device.type == "cuda" and "num_threads" not in self.config.env_config:
+            # The learner is on that GPU, too: its CPU threads are free for the consoles.
+            settings = replace(settings, num_threads=self.config.learner_threads)
         # A runner that replaces a lost one, or goes on in a resumed run, must not play the same
         # games again. (An in-process runner then restores its stream, seed and all.)
         entropy = [self._base_seed(), self.worker_index, steps_of_checkpoint(self.config)]

@@ -14,6 +14,7 @@ from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 
 from rayssl.replay import Fragment, FrameReplay
+from rayssl.rllib import env_runner
 from rayssl.rllib.config import AuxDQNConfig
 from rayssl.rllib.env_runner import AtariEnvRunner, Rollout
 
@@ -154,6 +155,32 @@ def test_compiled_choice_of_actions_is_the_plain_one_and_follows_the_weights(
             choices.append(runner.sample().fragment.actions)
         np.testing.assert_array_equal(choices[0], choices[1])
     assert not compiled._greedy.refused
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "threads"),
+    [("cpu", {}, 1), ("cuda", {}, 3), ("cuda", {"num_threads": 2}, 2)],
+)
+def test_consoles_take_the_threads_that_a_learner_on_a_gpu_leaves_free(
+    make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch, device: str,
+    asked: dict[str, int], threads: int,
+) -> None:  # fmt: skip
+    runner = make_runner(**asked)
+    started = []
+    monkeypatch.setattr(
+        env_runner, "AtariStream", lambda settings, seed: started.append(settings) or runner.env
+    )
+    runner.config.learner_threads = 3
+    runner._device = torch.device(device)
+    monkeypatch.setattr(runner.env, "close", lambda: None)
+    runner.make_env()
+    assert [settings.num_threads for settings in started] == [threads]
+
+
+def test_games_do_not_depend_on_the_number_of_threads(make_runner: MakeRunner) -> None:
+    one, three = make_runner(num_threads=1), make_runner(num_threads=3)
+    for _ in range(3):
+        assert same(one.sample(), three.sample())
 
 
 def test_epsilon_zero_acts_greedily_by_the_module(make_runner: MakeRunner) -> None:
