@@ -392,6 +392,10 @@ def arm_key(job: str, settings: Settings, varied: Iterable[str] = ()) -> ArmKey:
     context = tuple((name, _plain(settings[name])) for name in context_names)
     if job == "atari" and settings.get("preset") == PAPER_CODE:
         context += (("protocol", PAPER_CODE),)  # judged by another measure than all others
+        runners = max(1, int(settings.get("num_workers", 0)))
+        environments = int(settings.get("envs_per_worker", 1)) * runners
+        if environments != 1:  # the authors' code has one
+            context += (("environments", environments),)
     if settings.get("schedule") == AUX_ONLY:
         context += (("schedule", AUX_ONLY),)  # its Q-values are those of the start
         aux_names = tuple(name for name in aux_names if name != "schedule")

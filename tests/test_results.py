@@ -60,6 +60,8 @@ def write_game(
         log.on_trial_result(1, [], None, row)
     log.on_experiment_end([])
     own = {"game": "pong", "aux_task": "none", "aux_weight": 1.0, "seed": 0, "steps": max(scores)}
+    if settings.get("preset") == "paper-code":
+        own["envs_per_worker"] = 1
     record_start(folder, START | {"settings": own | settings})
     return folder
 
@@ -394,6 +396,26 @@ def test_runs_of_several_settings_say_theirs(tmp_path: Path) -> None:
         ("none", "network nature"),
         ("none", "network paper-code, protocol paper-code"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("games", "shown"),
+    [
+        ({}, ""),
+        ({"envs_per_worker": 1, "num_workers": 0}, ""),
+        ({"envs_per_worker": 8}, ", environments 8"),
+        ({"envs_per_worker": 4, "num_workers": 3}, ", environments 12"),
+    ],
+)
+def test_authors_protocol_says_how_many_environments_play_in_place_of_one(
+    tmp_path: Path, games: dict[str, int], shown: str
+) -> None:
+    write_game(tmp_path / "a", {1000: 1}, preset="paper-code", network="paper-code", **games)
+    write_game(tmp_path / "b", {1000: 1}, **games)
+    rows = game_rows(read_results([tmp_path]).runs, -5.0)
+    assert [row["setting"] for row in rows] == [
+        f"network paper-code, protocol paper-code{shown}", "network nature",
+    ]  # fmt: skip
 
 
 def test_run_that_was_not_resumed_has_no_score_before_a_game_ended(tmp_path: Path) -> None:
