@@ -408,7 +408,7 @@ def test_runs_of_several_settings_say_theirs(tmp_path: Path) -> None:
     ],
 )
 def test_authors_protocol_says_how_many_environments_play_in_place_of_one(
-    tmp_path: Path, games: dict[str, int], shown: str
+    tmp_path: Path, games: dict[str, Any], shown: str
 ) -> None:
     write_game(tmp_path / "a", {1000: 1}, preset="paper-code", network="paper-code", **games)
     write_game(tmp_path / "b", {1000: 1}, **games)

@@ -13,6 +13,7 @@ import torch
 from ray.rllib.core import COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 
+from rayssl.envs.atari import AtariSettings
 from rayssl.replay import Fragment, FrameReplay
 from rayssl.rllib import env_runner
 from rayssl.rllib.config import AuxDQNConfig
@@ -166,10 +167,13 @@ def test_consoles_take_the_threads_that_a_learner_on_a_gpu_leaves_free(
     asked: dict[str, int], threads: int,
 ) -> None:  # fmt: skip
     runner = make_runner(**asked)
-    started = []
-    monkeypatch.setattr(
-        env_runner, "AtariStream", lambda settings, seed: started.append(settings) or runner.env
-    )
+    started: list[AtariSettings] = []
+
+    def start(settings: AtariSettings, seed: int) -> Any:
+        started.append(settings)
+        return runner.env
+
+    monkeypatch.setattr(env_runner, "AtariStream", start)
     runner.config.learner_threads = 3
     runner._device = torch.device(device)
     monkeypatch.setattr(runner.env, "close", lambda: None)
