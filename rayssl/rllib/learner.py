@@ -397,7 +397,7 @@ class AuxDQNLearner(TorchLearner):
     def _run_slot(self, batch: dict[str, Tensor], due: list[_Due]) -> _OnItsWay:
         """Makes the updates that the schedule has for this slot; returns TD errors `[B]`.
 
-        They set out before the aux update: its priorities need not wait for it.
+        They set out before the aux update: priorities need not wait for it.
         """
         rule = self.config.aux_schedule_rule
         updates = rule.updates(self._slot)
