@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from rayssl.evaluation import EPSILON
-from rayssl.results import Evaluation
+from rayssl.results import Evaluation, Pairs
 
 
 class Play(NamedTuple):
@@ -13,6 +13,7 @@ class Play(NamedTuple):
     Attributes:
       aux_task, aux_weight, network, env_steps: of the training; the random agent has no network
         and no steps. The weight is None where its checkpoint does not say.
+      training: the options that it learned with; None where its checkpoint does not say.
       epsilon: share of random actions; None for the random agent.
       sticky: probability that the console repeats an action.
     """
@@ -23,6 +24,7 @@ class Play(NamedTuple):
     env_steps: int | None
     epsilon: float | None
     sticky: float
+    training: Pairs | None
 
     @property
     def oddity(self) -> str:
@@ -35,17 +37,17 @@ def play_of(found: Evaluation) -> Play:
     """Returns how an evaluation was played."""
     epsilon = None if found.agent == "random" else found.epsilon
     return Play(
-        found.aux_task, found.aux_weight, found.network, found.env_steps, epsilon, found.sticky
-    )
+        found.aux_task, found.aux_weight, found.network, found.env_steps, epsilon, found.sticky,
+        found.training,
+    )  # fmt: skip
 
 
 def played_alike(found: Sequence[Evaluation]) -> dict[Play, list[Evaluation]]:
     """Returns how the evaluations were played -> one of each agent; first what a mean is taken of.
 
     First stand those of the most agents; of several with as many, those played as evaluate.py does
-    by itself, then those after the most steps. Agents of one play are told apart by their seed: a
-    file does not say what else they were trained with, so that two of one seed that differ in the
-    learning rate, say, count as one. Of two evaluations of one agent that with more games counts.
+    by itself, then those after the most steps. Agents of one play are told apart by their seed. Of
+    two evaluations of one agent that with more games counts.
 
     Args:
       found: of one game.

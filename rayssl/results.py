@@ -191,6 +191,7 @@ class Evaluation:
 
     `network`, `seed`, `env_steps`, `td_updates`: of the training; None for the random agent.
     `aux_weight`: the largest of its pretext losses; None in files that are older than it.
+    `training`: options of experiments/atari.py that it learned with, sorted; likewise.
     `epsilon`, `sticky`: of the play. `life_mean`: the mean over lives of their clipped scores; None
     in files that are older than it.
     """
@@ -213,6 +214,7 @@ class Evaluation:
     life_mean: float | None
     commit: str
     source: str
+    training: Pairs | None = None
 
 
 @dataclass(frozen=True)
@@ -759,6 +761,8 @@ def _evaluation(row: Mapping[str, Any], saved: Mapping[str, Any], source: str) -
         _expect(number is None or _is_count(number), f"a whole number as {name}", number)
     network = model.get("network")
     _expect(isinstance(network, str | None), "a name as network", network)
+    training = model.get("training")
+    _expect(_is_options(training), "names with values as training", training)
     return Evaluation(
         game=str(row["game"]), agent=str(row["agent"]),
         aux_task=trained_with(model), aux_weight=aux_weight_of(model), network=network,
@@ -767,7 +771,15 @@ def _evaluation(row: Mapping[str, Any], saved: Mapping[str, Any], source: str) -
         sticky=float(played.get("sticky") or 0.0), num=int(summary["num"]),
         mean=float(summary["mean"]), low=low, high=high, iqm=float(summary["iqm"]),
         life_mean=life_mean, commit=str(saved.get("commit")), source=source,
+        training=None if training is None else tuple(sorted(training.items())),
     )  # fmt: skip
+
+
+def _is_options(found: Any) -> bool:
+    """Whether this is None or a mapping to values that a command line has."""
+    if not isinstance(found, dict):
+        return found is None
+    return all(isinstance(value, str | int | float | None) for value in found.values())
 
 
 def _is_count(value: Any) -> TypeGuard[int]:

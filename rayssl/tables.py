@@ -34,7 +34,7 @@ from rayssl.metrics import (
     mean_interval,
 )
 from rayssl.plays import played_alike
-from rayssl.results import Evaluation, Probe, Run
+from rayssl.results import Evaluation, Pairs, Probe, Run, Settings
 
 Row = dict[str, Any]
 NOT_RUN: Final = "not run"
@@ -414,8 +414,8 @@ def _evaluated(
 ) -> str | None:  # fmt: skip
     """Mean over agents of their mean whole-game scores, of those that were played alike.
 
-    An evaluation knows its task, its weight and its network, not its arm: where several arms share
-    them, none is named.
+    An evaluation knows what its agent was trained with, if its file is not older than that: where
+    it may be of several arms, none is named.
     """
     every = [each for games in own_arms.values() for each in games.get(game, [])]
     own = []
@@ -449,7 +449,12 @@ def _may_be_of(found: Evaluation, study: Study, arm: Arm) -> bool:
         found.aux_task == arm.key.task
         and found.network in (network, None)
         and found.aux_weight in (arm.key.weight, None)
+        and any(_agree(found.training or (), run.settings) for run in arm.runs.values())
     )
+
+
+def _agree(training: Pairs, settings: Settings) -> bool:
+    return all(settings.get(name, value) == value for name, value in training)
 
 
 def evaluation_rows(found: Sequence[Evaluation]) -> list[Row]:

@@ -2,7 +2,7 @@
 
 import ast
 import inspect
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from typing import Any, get_args, get_type_hints
 
 import pytest
@@ -163,6 +163,22 @@ def test_preset_builds_a_valid_config_with_and_without_a_task(name: str, task: s
     assert (config.aux_task is None) == (task == "none")
     assert (config.lr, config.n_step, config.seed) == (run.lr, run.n_step, run.seed)
     assert config.learning_starts_steps == run.learning_starts < run.steps
+
+
+@pytest.mark.parametrize("task", ["none", "permutation"])
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_checkpoint_names_every_option_that_its_agent_learned_with(name: str, task: str) -> None:
+    run = AtariRun(**preset_values(name) | {"aux_task": task})
+    known = build_config(run).training_options
+    assert known.items() <= asdict(run).items()
+    # What else model.json has by itself, or is how long and with how many games a run goes on.
+    own = {"network", "aux_task", "aux_weight", "frame_size", "sticky", "steps", "envs_per_worker"}
+    of_task = {"schedule", "aux_combine", "aux_samples", "aux_every", "pretrain_updates",
+               "optimizers", "freeze_trunk"}  # fmt: skip
+    void = set() if task == "permutation" else of_task
+    assert (
+        set(known) == {field.name for field in fields(AtariRun)} - PLUMBING - {"game"} - own - void
+    )
 
 
 @pytest.mark.parametrize("field", [field.name for field in fields(AtariRun)])

@@ -1027,6 +1027,26 @@ def test_evaluations_stand_beside_runs_of_their_own_network_only(tmp_path: Path)
         assert rows["DQN"]["Pong, whole games"] == cell
 
 
+def test_agents_that_learned_with_other_options_are_neither_averaged_nor_taken_for_an_arms_own(
+    tmp_path: Path,
+) -> None:
+    three, ten = (("lr", 2e-4), ("n_step", 3)), (("lr", 2e-4), ("n_step", 10))
+    found = [
+        evaluated(-8.0, training=three), evaluated(-6.0, training=three, seed=1),
+        evaluated(9.0, training=ten, seed=2),
+    ]  # fmt: skip
+    # t(0.975, 1) = 12.7062 times 1, of -8 and -6
+    pair = "-7.00 (-19.71 to 5.71, 2 agents of 100,000 steps, 200 games"
+    rows = {r["agent"]: r for r in table_4([], found)}
+    assert rows["DQN"]["Pong, whole games"] == f"{pair}{OTHERS})"
+    write_game(tmp_path / "a", {100_000: -9}, n_step=3, lr=2e-4)
+    studies = make_studies(read_results([tmp_path]))
+    rows = {r["agent"]: r for r in table_4(studies, found)}
+    assert rows["DQN"]["Pong, whole games"] == f"{pair})"
+    rows = {r["agent"]: r for r in table_4(studies, found[2:])}
+    assert rows["DQN"]["Pong, whole games"] == "not run"
+
+
 def test_agent_of_another_network_gives_a_row_no_score_of_a_game_that_it_did_not_run(
     tmp_path: Path,
 ) -> None:

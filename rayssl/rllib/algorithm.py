@@ -438,7 +438,7 @@ class AuxDQN(Algorithm):
         }
 
     def model_settings(self) -> dict[str, Any]:
-        """Returns what rebuilds the network and its games, as plain JSON values."""
+        """Returns what rebuilds network and games, and what they learned with: JSON values."""
         settings = self.config.atari_settings()
         return {
             "game": settings.game,
@@ -455,6 +455,7 @@ class AuxDQN(Algorithm):
             "td_updates": self._counts["td_updates"],
             "aux_updates": self._counts["aux_updates"],
             "seed": self.config.seed,
+            "training": self.config.training_options,
         }
 
     def _check_same_model(self, path: Path) -> None:

@@ -22,6 +22,25 @@ CLIPS = ("global_norm", "norm")
 AUGMENTATIONS = ("none", "shift")
 
 
+# Options of experiments/atari.py that decide what is learned -> their names here.
+_TRAINING_OPTIONS = {
+    name: name
+    for name in (
+        "lr", "adam_epsilon", "gamma", "n_step", "double_q", "replay_ratio",
+        "grad_clip", "grad_clip_by", "epsilon_end", "epsilon_steps", "augment", "prioritized",
+        "clip_rewards", "cut_on_life_loss", "compute_dtype",
+    )
+} | {
+    "replay_capacity": "replay_capacity_steps", "learning_starts": "learning_starts_steps",
+    "target_every": "target_update_freq", "target_unit": "target_update_unit",
+}  # fmt: skip
+_AUX_OPTIONS = {
+    "schedule": "aux_schedule", "aux_combine": "aux_combine", "aux_samples": "aux_samples",
+    "aux_every": "aux_every", "pretrain_updates": "pretrain_updates",
+    "freeze_trunk": "freeze_trunk", "optimizers": "optimizers",
+}  # fmt: skip
+
+
 class AuxDQNConfig(AlgorithmConfig):
     """Configures AuxDQN.
 
@@ -307,6 +326,18 @@ class AuxDQNConfig(AlgorithmConfig):
                 f"{own['num_envs']}. Set it with .env_runners(num_envs_per_env_runner=...) only."
             )
         return AtariSettings(**merged)
+
+    @property
+    def training_options(self) -> dict[str, Any]:
+        """Returns what was learned with, by the names of `rayssl.presets.AtariRun`, JSON values.
+
+        Without a pretext task its options are left out; network, task and weight are never in it.
+        """
+        names = _TRAINING_OPTIONS | (_AUX_OPTIONS if self.aux_schedule_rule.name else {})
+        batch_size = self.train_batch_size_per_learner * max(1, self.num_learners)
+        return {"batch_size": batch_size} | {
+            option: getattr(self, name) for option, name in names.items()
+        }
 
     @property
     def aux_schedule_rule(self) -> AuxSchedule:
