@@ -153,8 +153,15 @@ _OURS = (
     "ours, not compared with others: plain DQN, seed 0, scores in Pong 17.2 after 260,096 steps "
     "(results/pong-first), on GPUs -2.3 after 204,800 (results/pong-gpu-long) and 17.6 after "
     "200,704 (results/paper-gpu-second), 7.5, 13.7 and 18.3 after 301,056, 401,408 and 450,560 "
-    "(results/pong-cpu-long); in Breakout 10.5 (results/paper-breakout-second) and, seeds 0 to 2, "
-    "10.9, 9.1 and 9.6 (results/paper-gpu-second) after 200,704"
+    "(results/pong-cpu-long); in Breakout, n_step 10 and uniform replay, "
+    "10.5 (results/paper-breakout-second) and, seeds 0 to 2, 10.9, 9.1 and 9.6 "
+    "(results/paper-gpu-second) after 200,704"
+)
+_RAINBOW = "Hessel et al. 2018 (Rainbow), Table 1"
+_BREAKOUT = (
+    "ours: plain DQN, seed 0, scores 16.4 in training games after 151,552 steps, 9.9 with n_step "
+    "1, 13.3 (n_step 3) and 14.6 (1) with uniform replay (results/preset-breakout), 9.4 with "
+    "uniform replay and n_step 10 (results/paper-breakout-second)"
 )
 _BUDGET = "ours: what 2 CPU cores can do"
 
@@ -205,6 +212,8 @@ PRESETS: dict[str, dict[str, Setting]] = {
         "game": Setting("breakout", "section V-A"),
         "steps": Setting(1_000_000, _CODE),
         "epsilon_steps": Setting(100_000, _CODE),
+        "n_step": Setting(3, _RAINBOW + "; " + _BREAKOUT),
+        "prioritized": Setting(True, _CODE + ", and " + _RAINBOW + "; " + _BREAKOUT),
     },
     "quick": {
         "steps": Setting(20_000, "ours: under 5 minutes of training on 2 cores"),
