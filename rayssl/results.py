@@ -311,7 +311,8 @@ def unnamed_settings(key: ArmKey, settings: Settings) -> set[str]:
 def _tell_apart(found: Results) -> None:
     """Puts settings in which two runs of one arm and seed differ into the context of their kind.
 
-    All arms of the game or data set get them, so that arms with equal values go on being compared.
+    All arms of the game or data set get them, and those that a sweep beside them varied, so that
+    arms with equal values are compared.
     A longer run of a game is no other arm. Other jobs' runs, which are scored at their end, are
     told apart by their epochs wherever these differ, whatever the arm and seed.
     """
@@ -321,24 +322,36 @@ def _tell_apart(found: Results) -> None:
     names: dict[tuple[str, str, Pairs], set[str]] = {}
     for (key, _), twins in runs.items():
         first = twins[0].settings
+        told = names.setdefault(_kind(key), set())
+        told |= {name for name, _ in key.context if name not in _KINDS}
         for name in unnamed_settings(key, first) - {GAME_LENGTH, LENGTH}:
             if any(name in run.settings and run.settings[name] != first[name] for run in twins):
-                names.setdefault(key[:3], set()).add(name)
+                told.add(name)
     lengths: dict[tuple[str, str, Pairs], set[Any]] = {}
     for run in found.runs:
         if run.key.job != "atari":
-            lengths.setdefault(run.key[:3], set()).add(_plain(run.settings.get(LENGTH)))
+            lengths.setdefault(_kind(run.key), set()).add(_plain(run.settings.get(LENGTH)))
     for kind, values in lengths.items():
         if len(values) > 1:
             names.setdefault(kind, set()).add(LENGTH)
 
-    def told(key: ArmKey, settings: Settings) -> ArmKey:
-        more = sorted(names.get(key[:3], ()))
-        added = tuple((name, _plain(settings.get(name))) for name in more)
-        return key._replace(context=key.context + added)
+    def completed(key: ArmKey, settings: Settings) -> ArmKey:
+        kind = _kind(key)
+        own = {name: value for name, value in key.context if name not in _KINDS}
+        more = {name: _plain(settings.get(name)) for name in names.get(kind, ())}
+        return key._replace(context=kind[2] + tuple(sorted((more | own).items())))
 
-    found.runs = [dataclasses.replace(r, key=told(r.key, r.settings)) for r in found.runs]
-    found.asked = [each._replace(key=told(each.key, each.settings)) for each in found.asked]
+    found.runs = [dataclasses.replace(r, key=completed(r.key, r.settings)) for r in found.runs]
+    found.asked = [each._replace(key=completed(each.key, each.settings)) for each in found.asked]
+
+
+# Of a context, what is there whether or not it was varied.
+_KINDS: Final = {"network", "protocol", "schedule", "environments"}
+
+
+def _kind(key: ArmKey) -> tuple[str, str, Pairs]:
+    """What runs share that only the settings that were varied tell apart."""
+    return key.job, key.where, tuple(pair for pair in key.context if pair[0] in _KINDS)
 
 
 def _shorten_trunks(found: Results) -> None:

@@ -722,6 +722,29 @@ def test_runs_of_one_seed_that_differ_in_a_setting_stand_beside_one_another(tmp_
     ]
 
 
+def test_run_beside_a_sweep_stands_in_its_comparison_by_its_own_value(tmp_path: Path) -> None:
+    job = find_job("atari")
+    folder = SweepFolder(tmp_path / "sweep", job)
+    folder.path.mkdir()
+    axes: Any = {"prioritized": (False,), "n_step": (1, 3)}
+    trials = [
+        Trial(f"n{n}", job.settings(aux_task="none", aux_weight=0.0, n_step=n, steps=1_000), n)
+        for n in axes["n_step"]
+    ]
+    folder.add(trials, axes)
+    folder.write_sweep(START | {"settings": {}, "starts": [START]}, axes)
+    for trial in trials:
+        known = json.loads(json.dumps(dataclasses.asdict(trial.settings), default=str))
+        write_game(folder.of(trial.name), {1_000: float(trial.settings.n_step)}, **known)
+        folder.start(trial.name)
+        folder.end(trial.name, FINISHED)
+    write_game(tmp_path / "alone", {1_000: 10.0}, n_step=10)
+    (contrast,) = make_contrasts(make_studies(read_results([tmp_path])))
+    assert {row["arm"]: row["mean"] for row in contrast_rows(contrast)} == {
+        "none, n-step 1": "1.00", "none, n-step 3": "3.00", "none, n-step 10": "10.00",
+    }  # fmt: skip
+
+
 def test_values_of_a_setting_are_compared_at_equal_steps(tmp_path: Path) -> None:
     write_game(tmp_path / "a", {1_000: -20.0, 2_000: 9.0}, lr=1e-4, steps=9_000)
     write_game(tmp_path / "b", {1_000: -15.0}, lr=1e-3, steps=9_000)
