@@ -10,6 +10,7 @@ from rayssl.claims import Claim, Verdict, all_of, verdict
 from rayssl.intervals import Difference, difference
 from rayssl.presets import PRESETS
 from rayssl.results import (
+    AUX_NAMES,
     AUX_ONLY,
     LENGTH,
     PAPER_CODE,
@@ -498,10 +499,17 @@ def _order(group: tuple[str, str, Pairs]) -> tuple[Any, ...]:
     return job, number, where, place, "schedule" in dict(context), str(context)
 
 
+def _place(key: ArmKey) -> tuple[Any, ...]:
+    """Plain arms first; those of one task by its weight, then by the settings set side by side."""
+    values = [value for name, value in key.aux if name not in AUX_NAMES]
+    numbers = [math.inf if isinstance(value, str | None) else value for value in values]
+    return not key.is_plain, key.task != "none", key.task, key.weight, numbers, key.name
+
+
 def _study(
     keys: list[ArmKey], arms: dict[ArmKey, dict[int, Run]], asked: dict[ArmKey, set[int]]
 ) -> Study:
-    keys = sorted(keys, key=lambda k: (not k.is_plain, k.task != "none", k.task, k.weight, k.name))
+    keys = sorted(keys, key=_place)
     runs = [run for key in keys for run in arms[key].values()]
     reading = reading_of(runs)
     unit = UNIT.get(runs[0].x, runs[0].x)
