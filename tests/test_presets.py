@@ -124,6 +124,7 @@ def test_quick_and_breakout_presets_change_what_they_say_and_nothing_else() -> N
     assert preset_values("breakout") == {
         "preset": "breakout", "game": "breakout", "steps": 1_000_000, "epsilon_steps": 100_000,
         "n_step": 3, "prioritized": True,  # Rainbow
+        "optimizers": "separate",  # the authors' code
     }  # fmt: skip
 
 
