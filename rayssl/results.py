@@ -311,10 +311,10 @@ def unnamed_settings(key: ArmKey, settings: Settings) -> set[str]:
 def _tell_apart(found: Results) -> None:
     """Puts settings in which two runs of one arm and seed differ into the context of their kind.
 
-    All arms of the game or data set get them, and those that a sweep beside them varied, so that
-    arms with equal values are compared.
-    A longer run of a game is no other arm. Other jobs' runs, which are scored at their end, are
-    told apart by their epochs wherever these differ, whatever the arm and seed.
+    All arms of the game or data set get them, so that arms with equal values are compared. So do
+    runs beside a sweep: the settings that it varied are put into their contexts, too. A longer run
+    of a game is no other arm. Other jobs' runs, which are scored at their end, are told apart by
+    their epochs wherever these differ, whatever the arm and seed.
     """
     runs: dict[tuple[ArmKey, int], list[Run]] = {}
     for run in found.runs:

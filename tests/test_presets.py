@@ -176,7 +176,7 @@ def test_a_checkpoint_names_every_option_that_its_agent_learned_with(name: str, 
     # What else model.json has by itself, or is how long and with how many games a run goes on.
     own = {"network", "aux_task", "aux_weight", "frame_size", "sticky", "steps", "envs_per_worker"}
     of_task = {"schedule", "aux_combine", "aux_samples", "aux_every", "pretrain_updates",
-               "optimizers", "freeze_trunk"}  # fmt: skip
+               "optimizers"}  # fmt: skip
     void = set() if task == "permutation" else of_task
     assert (
         set(known) == {field.name for field in fields(AtariRun)} - PLUMBING - {"game"} - own - void

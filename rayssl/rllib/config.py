@@ -28,7 +28,7 @@ _TRAINING_OPTIONS = {
     for name in (
         "lr", "adam_epsilon", "gamma", "n_step", "double_q", "replay_ratio",
         "grad_clip", "grad_clip_by", "epsilon_end", "epsilon_steps", "augment", "prioritized",
-        "clip_rewards", "cut_on_life_loss", "compute_dtype",
+        "clip_rewards", "cut_on_life_loss", "compute_dtype", "freeze_trunk",
     )
 } | {
     "replay_capacity": "replay_capacity_steps", "learning_starts": "learning_starts_steps",
@@ -36,8 +36,7 @@ _TRAINING_OPTIONS = {
 }  # fmt: skip
 _AUX_OPTIONS = {
     "schedule": "aux_schedule", "aux_combine": "aux_combine", "aux_samples": "aux_samples",
-    "aux_every": "aux_every", "pretrain_updates": "pretrain_updates",
-    "freeze_trunk": "freeze_trunk", "optimizers": "optimizers",
+    "aux_every": "aux_every", "pretrain_updates": "pretrain_updates", "optimizers": "optimizers",
 }  # fmt: skip
 
 
