@@ -73,6 +73,13 @@ from rayssl.video import write_mp4
 MNIST_STATE = "state.pt"  # of a trial of mnist.py, in its checkpoint folder
 RESULTS = Path("results/local/attribution")
 RECORD, TABLE = "attribution.json", "attribution.md"
+# What is explained -> the options that it alone takes.
+GAME, CLASSIFIER, PROBE = "an Atari checkpoint", "a trial of mnist.py", "a probe, a file in heads/"
+OWN_OPTIONS = {
+    GAME: ("beside", "games", "epsilon", "video", "video_steps"),
+    CLASSIFIER: ("data_dir",),
+    PROBE: ("faces", "weights"),
+}
 REDRAWN = "all weights drawn anew"
 Floats = npt.NDArray[np.float64]
 
@@ -190,32 +197,40 @@ def read_subject(settings: Settings) -> Subject:
       FileNotFoundError, ValueError: if it is not there, or of no known kind.
     """
     path = settings.checkpoint
-    if path.is_dir() and settings.weights:
-        raise ValueError(
-            f"--weights needs a probe, a file in heads/ of an experiment, got the folder {path}. "
-            "Leave it out: other checkpoints hold all their weights."
-        )
     if not path.is_dir():
-        if settings.beside or settings.video:
-            raise ValueError("--beside and --video need an Atari checkpoint, a folder.")
         probe = read_probe(path)
+        check_options(settings, PROBE)
         if settings.target not in (None, "class"):
             raise ValueError(f"A probe has no score {settings.target!r}. Available: class.")
         return Subject(explain_deepfake_probe(probe, settings))
     count = max(settings.shown, settings.scored)
     if any(path.rglob(MODEL_SETTINGS)):
         agent = load_agent(path)
+        check_options(settings, GAME)
         explained = explain_atari(
             agent, target=settings.target, count=count, games=settings.games,
             epsilon=settings.epsilon, seed=settings.seed,
         )  # fmt: skip
         return Subject(explained, agent)
-    if settings.beside or settings.video:
-        raise ValueError("--beside and --video need an Atari checkpoint.")
     state, data = read_classifier(path, settings.data_dir)
+    check_options(settings, CLASSIFIER)
     return Subject(
         explain_mnist(state, data, target=settings.target, count=count, seed=settings.seed)
     )
+
+
+def check_options(settings: Settings, kind: str) -> None:
+    """Raises ValueError for an option that does nothing for this kind of checkpoint."""
+    usual = Settings(settings.checkpoint)
+    for owner, names in OWN_OPTIONS.items():
+        for name in names:
+            if owner != kind and getattr(settings, name) != getattr(usual, name):
+                raise ValueError(
+                    f"--{name.replace('_', '-')} needs {owner}, got {settings.checkpoint}, "
+                    f"{kind}. Leave it out."
+                )
+    if settings.video is None and settings.video_steps != usual.video_steps:
+        raise ValueError("--video-steps needs --video, the file to write. Leave it out.")
 
 
 def read_probe(path: Path) -> dict[str, Any]:

@@ -333,14 +333,6 @@ def test_maps_follow_a_weight_file_that_has_moved_and_take_no_other(
     assert found["rows"][0]["images"] == 2
 
 
-def test_weights_beside_a_checkpoint_that_is_no_probe_are_refused(
-    refused: Refuse, tmp_path: Path
-) -> None:
-    (tmp_path / "run").mkdir()
-    err = refused("run", "--weights", "a.pth", main=attribution.main)
-    assert "--weights needs a probe, a file in heads/ of an experiment, got the folder run." in err
-
-
 def test_experiment_finds_its_faces_again_from_any_working_directory(
     tmp_path: Path, faces: FaceSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -255,7 +255,8 @@ def test_classifier_is_asked_for_the_label_of_its_test_images(classifier: Path) 
 
 # The script
 
-QUICK = ("--samples", "2", "--shown", "2", "--scored", "4", "--games", "2", "--epsilon", "1")
+FEW = ("--samples", "2", "--shown", "2", "--scored", "4")
+QUICK = (*FEW, "--games", "2", "--epsilon", "1")
 
 
 def test_maps_of_an_atari_run_with_shares_and_a_row_for_each_network(
@@ -294,7 +295,7 @@ def test_maps_of_a_classifier_are_drawn(
     monkeypatch.chdir(tmp_path)
     for target in ("class", "aux"):
         out = tmp_path / "results/local/attribution" / f"{classifier.name}-{target}"
-        found = attribution.main([str(classifier), *QUICK, "--target", target])
+        found = attribution.main([str(classifier), *FEW, "--target", target])
         assert "rows" not in found
         assert (out / "conditions.png").is_file()
         assert target != "aux" or "rotation" in found["what"]
@@ -328,7 +329,7 @@ def refused(
 
     def run(*words: str) -> str:
         with pytest.raises(SystemExit) as stop:
-            attribution.main([*words, *QUICK])
+            attribution.main([*words, *FEW])
         err = capsys.readouterr().err
         assert (stop.value.code, err.count("\n"), list(tmp_path.iterdir())) == (2, 1, [])
         return err
@@ -379,7 +380,26 @@ def test_folder_without_a_checkpoint_or_with_several_is_one_line(
         (empty / name / "state.pt").write_bytes(b"no archive")
     assert "got 2: " in refused(str(empty))
     assert "cannot be read" in refused(str(empty / "a"))
-    assert "need an Atari checkpoint" in refused(str(classifier), "--video", "a.mp4")
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["GAME", "--data-dir", "data"], "--data-dir needs a trial of mnist.py, got "),
+        (["GAME", "--weights", "a.pth"], "--weights needs a probe, a file in heads/, got "),
+        (["GAME", "--video-steps", "9"], "--video-steps needs --video, the file to write."),
+        (["CLASSIFIER", "--video", "a.mp4"], "--video needs an Atari checkpoint, got "),
+        (["CLASSIFIER", "--beside", "a=b"], "--beside needs an Atari checkpoint, got "),
+        (["CLASSIFIER", "--epsilon", "1"], "--epsilon needs an Atari checkpoint, got "),
+        (["CLASSIFIER", "--faces", "faces"], "--faces needs a probe, a file in heads/, got "),
+    ],
+)
+def test_option_that_does_nothing_for_a_checkpoint_is_refused(
+    words: list[str], text: str, folders: dict[str, Path], classifier: Path,
+    refused: Callable[..., str],
+) -> None:  # fmt: skip
+    given = {"GAME": str(folders["rotation"]), "CLASSIFIER": str(classifier)}
+    assert text in refused(*(given.get(word, word) for word in words))
 
 
 @pytest.mark.parametrize(
