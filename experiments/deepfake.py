@@ -13,6 +13,7 @@ can be killed, and the same command goes on. `probe` trains classifiers over fro
 ends with Table III beside the paper's numbers; `report` writes its tables and figure again.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -81,6 +82,7 @@ from rayssl.deepfake_trainables import (
     run_probes,
 )
 from rayssl.face_jobs import crop_videos
+from rayssl.files import hold
 from rayssl.report import read_epochs
 from rayssl.rllib.resources import free_resources
 from rayssl.rllib.start import ray_address, record_start, start_ray
@@ -263,10 +265,20 @@ def run_preparation(
     settings: PreparationSettings, out: Path, weights: Path | None, address: str | None, told: Any
 ) -> FaceSet:
     """Crops all videos that are not cropped yet, and prints the report."""
+    with contextlib.ExitStack() as held:
+        return _run_preparation(settings, out, weights, address, told, held)
+
+
+def _run_preparation(
+    settings: PreparationSettings, out: Path, weights: Path | None, address: str | None, told: Any,
+    held: contextlib.ExitStack,
+) -> FaceSet:  # fmt: skip
+    """Is `run_preparation`, which gives back what is `held` at the end."""
     made: list[Path] = []
     try:
         plan = plan_preparation(settings, out)
         made = check_writable(out)
+        held.enter_context(hold(out))
         start_ray(ray_address(address))
         start_preparation(settings, out)
     except (ValueError, OSError) as error:
@@ -430,6 +442,12 @@ def without_missing(
 
 def probe(run: Probe) -> str:
     """Runs the trials of a command line and returns their tables as markdown."""
+    with contextlib.ExitStack() as held:
+        return _probe(run, held)
+
+
+def _probe(run: Probe, held: contextlib.ExitStack) -> str:
+    """Is `probe`, which gives back what is `held` at the end."""
     made: list[Path] = []
     try:
         folder = experiment_folder(run)
@@ -452,7 +470,9 @@ def probe(run: Probe) -> str:
             str(folder.resolve()),
             faces.fingerprint,
         )
-        made = [*check_writable(folder), *check_writable(Path(place.features))]
+        made = check_writable(folder)
+        made += check_writable(Path(place.features))
+        held.enter_context(hold(folder))
         left = pending(folder, wanted)
         if left:
             start_ray(ray_address(run.address))

@@ -17,6 +17,7 @@ DIR holds one folder a class (torchvision's ImageFolder): labels and a pretext t
 III can be trained as the paper describes it.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -36,6 +37,7 @@ import tyro
 
 from rayssl.cli import check_name, check_writable, provenance, refuse, remove_empty, value_of
 from rayssl.data.class_folders import ClassFolders
+from rayssl.files import hold
 from rayssl.pretraining import BACKBONES, Arch, PretrainSettings, check_data, check_share
 from rayssl.pretraining_job import (
     CHECKPOINT,
@@ -193,6 +195,12 @@ def main(argv: Sequence[str] | None = None) -> str:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["atari"]:
         return pretrain_on_games(words[1:])
+    with contextlib.ExitStack() as held:
+        return pretrain_on_images(argv, held)
+
+
+def pretrain_on_images(argv: Sequence[str] | None, held: contextlib.ExitStack) -> str:
+    """Is `main` for a folder of images; gives back what is `held` at the end."""
     made: list[Path] = []
     try:
         run = parse(argv)
@@ -204,6 +212,7 @@ def main(argv: Sequence[str] | None = None) -> str:
             )
         check_checkpoint(job)
         made = check_writable(job.folder)
+        held.enter_context(hold(job.folder))
         finished = final_weights(job.folder, job.settings) is not None
         if not finished:
             start_ray(ray_address(run.address))

@@ -17,6 +17,7 @@ from experiments import deepfake
 from rayssl.data.face_splits import split_faces
 from rayssl.data.faces import load_face_set
 from rayssl.data.stand_in import StandIn, write_stand_in
+from rayssl.files import hold
 
 ROOT = Path(__file__).parent.parent
 TINY = StandIn(actors=4, takes=1, frames=2)
@@ -129,6 +130,18 @@ def test_mistake_is_one_line_with_code_2_and_leaves_nothing_behind(
     assert text in err
     assert err.count("\n") == 1
     assert (files(tmp_path), files(stand_in), sorted(tmp_path.rglob("*"))) == before
+
+
+def test_preparation_that_is_under_way_is_left_alone(
+    stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(deepfake, "start_ray", lambda address: pytest.fail("Ray was started"))
+    with hold(tmp_path), pytest.raises(SystemExit) as stop:
+        deepfake.main(["prepare", str(stand_in), "--out", str(tmp_path)])
+    err = capsys.readouterr().err
+    assert (stop.value.code, err.count("\n"), list(tmp_path.iterdir())) == (2, 1, [])
+    assert f"Another process is at work in {tmp_path}." in err
 
 
 def test_interrupt_while_the_stand_in_is_drawn_is_no_mistake(

@@ -15,6 +15,7 @@ import torch
 
 from experiments import pretrain
 from rayssl.backbones.images import make_image_backbone
+from rayssl.files import hold
 from rayssl.pretraining import PretrainSettings
 from rayssl.pretraining_job import (
     CHECKPOINT,
@@ -143,6 +144,13 @@ def test_run_that_is_there_is_not_overwritten_and_keeps_its_settings(
     assert "Delete it to begin again." in err
     (folder / "settings.json").write_text("{")
     assert "settings.json is damaged (" in refused("--resume", str(folder))
+
+
+def test_run_that_is_under_way_is_left_alone(refused: Refuse, tmp_path: Path) -> None:
+    (tmp_path / "pretrain").mkdir()
+    words = (*SMALL, "--data", "images", "--results-dir", str(tmp_path))
+    with hold(tmp_path / "pretrain"):
+        assert f"Another process is at work in {tmp_path / 'pretrain'}." in refused(*words)
 
 
 def job(folder: Path, **changes: object) -> PretrainJob:

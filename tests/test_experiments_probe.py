@@ -21,6 +21,7 @@ from rayssl.cli import parse_experiment, provenance
 from rayssl.data.face_videos import find_videos
 from rayssl.data.faces import FaceSet
 from rayssl.deepfake import TABLE_III, ProbeSettings, make_probe_run
+from rayssl.files import hold
 from rayssl.jobs import deepfake as deepfake_job
 from rayssl.jobs import find_job
 from rayssl.report import read_epochs
@@ -129,6 +130,16 @@ def test_folder_of_another_experiment_is_refused(
     (folder / "settings.json").write_text("{}")
     err = refused("probe", str(faces.folder), "--backbone", "resnet50-random")
     assert "results/local/deepfake holds an experiment already. Go on with --resume" in err
+
+
+def test_experiment_that_is_under_way_is_left_alone(
+    refused: Refuse, tmp_path: Path, faces: FaceSet
+) -> None:
+    write_settings(tmp_path, faces.fingerprint, faces=str(faces.folder), split=["family"],
+                   backbone=["resnet50-random"])  # fmt: skip
+    with hold(tmp_path):
+        err = refused("probe", "--resume", str(tmp_path))
+    assert f"Another process is at work in {tmp_path}." in err
 
 
 def write_settings(folder: Path, fingerprint: str, **settings: object) -> None:
