@@ -30,7 +30,7 @@ from rayssl.cli import check_writable, parse_atari_run, provenance, refuse, remo
 from rayssl.envs.atari import AtariSettings, action_set, game_title, rom_id
 from rayssl.evaluation import load_trunk
 from rayssl.files import hold
-from rayssl.jobs.atari import build_config, check_run
+from rayssl.jobs.atari import JOB, build_config, check_run
 from rayssl.metrics import TABLE_IV
 from rayssl.networks import as_sequence_task
 from rayssl.presets import AtariRun
@@ -245,8 +245,8 @@ def run_training(argv: Sequence[str] | None, held: contextlib.ExitStack) -> dict
     except (ValueError, OSError, MemoryError) as error:
         remove_empty(made)
         refuse(error)
-    if message:
-        print(message, flush=True)
+    for line in filter(None, (message, JOB.note(run))):
+        print(line, flush=True)
     record_start(folder, provenance(dataclasses.replace(run, resume=None)) | trunk_taken(run))
     print(
         f"{game_title(run.game)}, task {run.aux_task}, {run.steps:,} steps -> {folder}", flush=True

@@ -403,6 +403,7 @@ def place(run: SweepRun, job: Job, examples: Sequence[Any], number: int) -> tupl
     if run.cpus_per_trial is None and at_once > 1 and cpus == 1:
         text += " (faster than one trial on all cores, whose threads wait for one another)"
     message = [text, *([fit.message] if fit.message else [])]
+    message += dict.fromkeys(filter(None, map(job.note, examples)))
     limited = run.at_once is not None or run.search == "optuna"
     return Place(cpus, run.gpus_per_trial, nodes, at_once, limited), "\n".join(message)
 

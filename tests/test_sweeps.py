@@ -82,6 +82,28 @@ def test_every_job_describes_itself_and_its_defaults_can_run(name: str) -> None:
     assert job.typical_seconds(replace(base, **here))[0] > 0
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"optimizers": "shared"}, "pass --optimizers separate, or lower --aux-weight"),
+        ({"optimizers": "shared", "schedule": "joint"}, ": lower --aux-weight"),
+        ({"optimizers": "separate"}, ""),
+        ({"optimizers": "shared", "prioritized": False}, ""),
+        ({"optimizers": "shared", "aux_weight": 0.0}, ""),
+        ({"optimizers": "shared", "aux_task": "none"}, ""),
+    ],
+    ids=str,
+)
+def test_one_adam_over_a_loss_that_importance_weights_shrink_is_warned_of(
+    changes: dict[str, Any], expected: str
+) -> None:
+    run = replace(AtariRun(aux_task="permutation", aux_weight=1.0, prioritized=True), **changes)
+    found = find_job("atari").note(run)
+    assert found.endswith(expected)
+    assert found.startswith("note: prioritized replay" if expected else "")
+    assert bool(found) == bool(expected)
+
+
 def test_unknown_job_names_the_known_ones() -> None:
     with pytest.raises(ValueError, match="Unknown job 'minst'. Available: .*atari.*mnist"):
         find_job("minst")

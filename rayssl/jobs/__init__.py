@@ -60,6 +60,10 @@ class Job:
         """Raises ValueError for settings that no training can have; starts nothing."""
         raise NotImplementedError
 
+    def note(self, settings: Any) -> str:
+        """Returns a line for people about settings that are allowed and a trap; else ""."""
+        return ""
+
     def check_resumed(self, settings: Any, folder: Path) -> None:
         """Raises ValueError or OSError if a trial of an earlier start does not fit any more.
 

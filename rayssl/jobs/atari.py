@@ -161,6 +161,21 @@ class AtariJob(Job):
         """Raises ValueError for settings that do not fit."""
         check_run(settings)
 
+    def note(self, settings: AtariRun) -> str:
+        """Returns a line if one Adam has a TD loss that importance weights shrink, and a head's."""
+        run = self.plain(settings)
+        if run.aux_task == "none" or run.schedule == "aux-only":
+            return ""
+        if not run.prioritized or run.optimizers != "shared":
+            return ""
+        away = "lower --aux-weight"
+        if run.schedule != "joint":
+            away = f"pass --optimizers separate, or {away}"
+        return (
+            f"note: prioritized replay makes the TD loss small and one Adam then follows the aux "
+            f"loss, which cost Breakout's agent its score (RESULTS.md): {away}"
+        )
+
     def plain(self, settings: AtariRun) -> AtariRun:
         """Returns the settings as they act, with the game by one of its names."""
         plain: AtariRun = super().plain(settings)
