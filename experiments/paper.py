@@ -45,12 +45,12 @@ from rayssl.jobs import find_job
 from rayssl.results import PAPER_CODE
 from rayssl.rllib.start import check_shared, ray_address, record_start, start_ray
 from rayssl.sweeps.axes import Trial
-from rayssl.sweeps.folder import FINISHED, SWEEP, TABLE, SweepFolder, read_trials
+from rayssl.sweeps.folder import FINISHED, STATUS, SWEEP, TABLE, SweepFolder, read_trials
 from rayssl.sweeps.paper import GAMES, Arm, ProtocolName, paper_trials
 
 SETTINGS = "settings.json"  # options and starts, in the runs' folder
 RANDOM = "random-*-evaluation.json"  # of the random agent, beside them
-KEPT = ("progress.csv", "settings.json", "status.json")  # of a training, when it is published
+KEPT = ("progress.csv", "settings.json", STATUS)  # of a training, when it is published
 
 
 @dataclass(frozen=True)
@@ -238,6 +238,8 @@ def publish(run: PaperRun, folder: SweepFolder) -> None:
             if (own / name).is_file():
                 (run.publish / trial.name).mkdir(exist_ok=True)
                 shutil.copy2(own / name, run.publish / trial.name)
+            elif name == STATUS:  # a lost trial goes on: what was published is no longer so
+                (run.publish / trial.name / name).unlink(missing_ok=True)
     for group in sorted({trial.group for trial in folder.trials}):
         arm = [trial for trial in folder.trials if trial.group == group]
         export(arm, folder, agents_folder(run.publish), run.evaluation_games)

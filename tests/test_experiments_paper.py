@@ -247,6 +247,22 @@ def test_seed_that_finished_since_takes_the_place_of_an_unfinished_ones_agent(
     assert [path.name for path in agents.iterdir()] == ["strict-pong-none-s1"]
 
 
+def test_lost_training_that_goes_on_is_not_published_as_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paper.evaluate, "main", lambda _: None)
+    words = ["--resume", str(tmp_path / "a"), "--publish", str(tmp_path / "published")]
+    name = "strict-pong-none-s0"
+    status = trained(tmp_path / "a", {name: "waiting"}) / name / "status.json"
+    published = tmp_path / "published" / name / "status.json"
+    status.write_text(json.dumps({"status": "lost", "error": "a node died"}))
+    paper.main(words)
+    assert published.read_text() == status.read_text()
+    status.unlink()
+    paper.main(words)
+    assert not published.exists()
+
+
 def test_dry_run_for_a_gpu_prints_its_estimate_and_source_on_a_machine_without_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
