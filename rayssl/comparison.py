@@ -14,6 +14,7 @@ from rayssl.results import (
     AUX_ONLY,
     LENGTH,
     PAPER_CODE,
+    PBT,
     ArmKey,
     LeftOut,
     Pairs,
@@ -271,6 +272,16 @@ class Study:
         return dict(self.context).get("schedule") == AUX_ONLY
 
     @property
+    def is_population(self) -> bool:
+        """Whether PBT changed settings and weights of its runs on the way: arms tell the start."""
+        return dict(self.context).get("scheduler") == PBT
+
+    @property
+    def stands_alone(self) -> bool:
+        """Whether no claim, row of the paper's tables or curve over the aux weight counts it."""
+        return self.is_aux_only or self.is_population
+
+    @property
     def judged_by_lives(self) -> bool:
         """Whether claims are judged by the authors' own score and not by that of whole games."""
         return self.job == "atari" and self.protocol == PAPER_CODE
@@ -420,7 +431,7 @@ def judge(claim: Claim, studies: Sequence[Study]) -> list[Finding]:
     """
     found: list[Finding] = []
     for study in studies:
-        if (study.job, study.where) != (claim.job, claim.where) or study.is_aux_only:
+        if (study.job, study.where) != (claim.job, claim.where) or study.stands_alone:
             continue
         for arm in study.arms:
             if arm.key.task not in claim.treated or arm.key.weight != 1 or not arm.scores:

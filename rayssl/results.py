@@ -46,6 +46,7 @@ HOUSEKEEPING: Final = {
 GAME_LENGTH, LENGTH = "steps", "epochs"
 PAPER_CODE: Final = "paper-code"  # preset of games, and the protocol that it stands for
 AUX_ONLY: Final = "aux-only"  # schedule without a TD update: a trunk for other runs
+PBT: Final = "pbt"  # a sweep's scheduler that changes settings and weights on the way
 SWEEP, TRIALS, SETTINGS = "sweep.json", "trials.csv", "settings.json"
 LAYOUT_VERSION = 1  # of docs/results.md
 CLASSES: Final = 10  # of every data set of experiments/mnist.py
@@ -68,7 +69,7 @@ class ArmKey(NamedTuple):
       where: the game or data set.
       context: settings that arms must share to be compared, e.g. network or protocol; of games,
         the preset `paper-code` is a protocol, any other is none, and the schedule `aux-only`
-        stands here.
+        stands here. So does the scheduler `pbt`, under which aux is that of the start.
       aux: the pretext task, its weight and its schedule; in a contrast (rayssl.comparison) also the
         settings whose values are set beside one another.
     """
@@ -346,7 +347,7 @@ def _tell_apart(found: Results) -> None:
 
 
 # Of a context, what is there whether or not it was varied.
-_KINDS: Final = {"network", "protocol", "schedule", "environments"}
+_KINDS: Final = {"network", "protocol", "schedule", "environments", "scheduler"}
 
 
 def _kind(key: ArmKey) -> tuple[str, str, Pairs]:
@@ -700,11 +701,14 @@ def _read_sweep(folder: Path, found: Results) -> None:
         told = {}
         found.notes.append(LeftOut(str(path), f"it cannot be read ({_name(error)}): no statuses"))
     readers = {"atari": _read_game, "mnist": _read_classifiers, "deepfake": _read_probes}
+    more = (("scheduler", PBT),) if dict(sweep["settings"]).get("scheduler") == PBT else ()
+    runs = len(found.runs)
     for trial in sweep["trials"]:
         name, settings = str(trial["trial"]), dict(trial["settings"])
         row = told.get(name, {})
         own = folder / str(row.get("folder") or name)
         key = arm_key(job, settings, varied)
+        key = key._replace(context=key.context + more)
         found.asked.append(Asked(key, int(settings["seed"]), settings))
         status = str(row.get("status", ""))
         if status in ("failed", "lost", "stopped"):
@@ -716,6 +720,11 @@ def _read_sweep(folder: Path, found: Results) -> None:
             (own / log).is_file() for log in ("progress.csv", "epochs.jsonl")
         ):
             _try(readers[job], own, found, varied=varied)
+    if more and job in readers:
+        found.runs[runs:] = [
+            dataclasses.replace(run, key=run.key._replace(context=run.key.context + more))
+            for run in found.runs[runs:]
+        ]
 
 
 def _read_row(

@@ -392,7 +392,7 @@ def _weights(studies: Sequence[Study]) -> Section | None:
 def weight_curves(study: Study) -> list[WeightCurve]:
     """Returns score and gain over weight for each pretext task that ran at two weights or more."""
     groups: dict[Any, list[Arm]] = {}
-    for arm in study.arms:
+    for arm in study.arms if not study.stands_alone else ():
         if not arm.key.is_plain and arm.scores:
             other = tuple(pair for pair in arm.key.aux if pair[0] != "aux_weight")
             groups.setdefault(other, []).append(arm)
@@ -556,7 +556,9 @@ def _method() -> Section:
         "did not come that far is not compared, and is listed. Classifiers, of which one value is "
         "reported, are compared with those of as many epochs only. Of two runs of one seed in one "
         "arm the first counts. Runs of the aux loss alone (schedule aux-only) stand by themselves: "
-        "no claim, gain or row of Table IV counts an agent that never made a TD update.",
+        "no claim, gain or row of Table IV counts an agent that never made a TD update. So do the "
+        "trials of population-based training, which changes settings and copies weights on the "
+        "way: their arms are called by the settings of the start.",
         "Intervals of means and differences are Student's t over seeds, 95%. With one seed there "
         "is none.",
     ])  # fmt: skip

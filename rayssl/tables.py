@@ -219,7 +219,7 @@ def classification_arms(studies: Sequence[Study]) -> dict[tuple[str, str], list[
     """
     groups: dict[tuple[str, str], list[classes.Arm]] = {}
     for study in studies:
-        if study.job != "mnist":
+        if study.job != "mnist" or study.stands_alone:
             continue
         for arm in study.arms:
             other = [f"{k} {v}" for k, v in study.context if k != "protocol"]
@@ -341,7 +341,7 @@ def table_4(studies: Sequence[Study], evaluations: Sequence[Evaluation]) -> list
 def _own_arms(agent: str, studies: Sequence[Study]) -> dict[str, dict[str, list[Any]]]:
     """Name -> game -> (study, arm) of what stands for an agent of Table IV."""
     found: dict[str, dict[str, list[Any]]] = {}
-    games = [study for study in studies if study.job == "atari" and not study.is_aux_only]
+    games = [study for study in studies if study.job == "atari" and not study.stands_alone]
     several = len({study.context for study in games}) > 1
     for study in games:
         for arm in study.arms:

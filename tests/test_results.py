@@ -28,6 +28,7 @@ from rayssl.tables import (
     arm_rows,
     claim_findings,
     claim_rows,
+    classification_arms,
     contrast_rows,
     game_rows,
     make_suites,
@@ -151,6 +152,18 @@ def test_weights_are_compared_with_weight_0_seed_by_seed(sweep: Path) -> None:
     gains = [gain for gain in curve.gains if gain is not None]
     assert [gain.value for gain in gains] == pytest.approx([-0.1, -1.0])
     # Means over all seeds differ by -0.05 and -0.95: weight 0 has a third, lower one.
+
+
+def test_population_whose_weights_changed_tells_nothing_of_a_weight(sweep: Path) -> None:
+    told = json.loads((sweep / "sweep.json").read_text())
+    told["settings"]["scheduler"] = "pbt"
+    (sweep / "sweep.json").write_text(json.dumps(told))
+    (study,) = studies = make_studies(read_results([sweep]))
+    assert study.name == "mnist, protocol paper, scheduler pbt"
+    assert [len(arm.scores) for arm in study.arms] == [3, 2, 2]
+    assert weight_curves(study) == []
+    assert classification_arms(studies) == {}
+    assert all(found.study is None for claim in CLAIMS for found in judge(claim, studies))
 
 
 def test_page_of_a_sweep_shows_score_against_weight(
