@@ -94,6 +94,7 @@ class AuxDQN(Algorithm):
         self._seconds: dict[str, float] = defaultdict(float)
         self._last_report: float | None = None  # time of the last result
         self._aux_tasks = config.aux_tasks
+        self._init_from = config.init_from  # a resumed run's config no longer names it
         self.replay = self._make_replay(config)
         super().setup(config)
         self._push_weights()
@@ -455,7 +456,7 @@ class AuxDQN(Algorithm):
             "td_updates": self._counts["td_updates"],
             "aux_updates": self._counts["aux_updates"],
             "seed": self.config.seed,
-            "training": self.config.training_options,
+            "training": self.config.training_options | {"init_from": self._init_from},
         }
 
     def _check_same_model(self, path: Path) -> None:
@@ -520,7 +521,7 @@ class AuxDQN(Algorithm):
 _STATE = (
     "_env_steps", "_learn_from_steps", "_slots_before", "_slots", "_replay_ratio", "_counts",
     "_scores", "_lengths", "_life_scores", "_best_life_mean", "_games", "_epsilon",
-    "_updates_at_push", "_evaluated_at",
+    "_updates_at_push", "_evaluated_at", "_init_from",
 )  # fmt: skip
 
 

@@ -133,6 +133,13 @@ def test_aux_only_run_makes_no_td_update_and_its_checkpoint_starts_another_run(
     assert_equal({k: v for k, v in weights(started).items() if k in trunk}, trunk)
     acting = started.env_runner.module.net.state_dict()
     assert_equal({k: acting[k] for k in trunk}, trunk)
+    again = second.copy()
+    again.auxiliary(init_from=None)  # as --resume does: that run may be gone
+    again.training(restore_from=started.save_to_path(str(tmp_path / "started")))
+    told = [
+        each.model_settings()["training"]["init_from"] for each in (algo, started, build(again))
+    ]
+    assert told == [None, saved, saved]
 
 
 def test_policy_plays_for_an_aux_only_run_and_stays_as_it_is(build: Build, tmp_path: Path) -> None:
