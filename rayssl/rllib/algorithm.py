@@ -94,7 +94,8 @@ class AuxDQN(Algorithm):
         self._seconds: dict[str, float] = defaultdict(float)
         self._last_report: float | None = None  # time of the last result
         self._aux_tasks = config.aux_tasks
-        self._init_from = config.init_from  # a resumed run's config no longer names it
+        # Kept in the state: a resumed run's config no longer names it.
+        self._init_from = str(config.init_from) if config.init_from else None
         self.replay = self._make_replay(config)
         super().setup(config)
         self._push_weights()
