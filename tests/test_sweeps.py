@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,9 +43,12 @@ from rayssl.sweeps.tuning import (
     PENDING,
     AshaFromLogs,
     OptunaDraws,
+    Place,
+    SweepLog,
     TrialQueue,
     adapted,
     starting_together,
+    trial_config,
 )
 
 DOCS = Path(__file__).parent.parent / "docs" / "results.md"
@@ -377,6 +381,34 @@ def test_table_tells_what_the_trials_folders_tell(tmp_path: Path) -> None:
     assert (first["wall_s"], third["error"]) == (3.0, "FloatingPointError: nan")
     assert (again.of(three.name) / "error.txt").read_text().startswith("Traceback")
     assert again.result_of(one) == 0.5
+
+
+def test_trials_that_report_in_turn_all_show_in_the_table_and_in_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_folder(tmp_path, weights="1", epochs=20)
+    made = {"command": "sweep.py", "commit": "abc", "started": "2026"}
+    log = SweepLog(folder, made, {}, None, ())
+    place = Place(cpus=1, gpus=0.0, nodes=[{"CPU": 2.0}], at_once=2, limited=True)
+    trials = [
+        SimpleNamespace(config=trial_config(folder, trial, place, ())[0]) for trial in folder.trials
+    ]
+    for trial in trials:
+        log.on_trial_start(0, [], trial)
+    clock = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
+    for number in range(1, 9):
+        for trial in trials:  # one right after the other, every 12 seconds
+            result = {"epoch": number, "selected_epoch": number, "loss": 1.0, "seconds": 12.0}
+            log.on_trial_result(number, [], trial, result | {"test_accuracy": 0.5})
+            clock += 0.5
+        clock += 11
+    first, second = pd.read_csv(tmp_path / "trials.csv")["done"]
+    assert first == 8
+    assert second >= 7  # its last one came too soon after a table
+    lines = capsys.readouterr().out
+    plain, rotation = names(folder.trials)
+    assert lines.count(f"[0/2] {plain}: ") == lines.count(f"[0/2] {rotation}: ") == 2
 
 
 def test_table_reads_back_with_the_documented_columns_and_types(tmp_path: Path) -> None:

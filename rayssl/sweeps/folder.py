@@ -39,6 +39,7 @@ class SweepFolder:
         self._rows: dict[str, dict[str, Any]] = {}  # of trials.csv
         self._extra: list[str] = []
         self._written = 0.0
+        self._reported: set[str] = set()  # trials with a result that the table does not show yet
 
     def of(self, name: str) -> Path:
         """Returns the folder of a trial."""
@@ -96,8 +97,11 @@ class SweepFolder:
     def report(self, name: str, seconds: float) -> None:
         """Notes a new result of a trial, which is in its log already, and the seconds it took."""
         self._rows[name]["wall_s"] = self._rows[name]["wall_s"] + seconds
+        self._reported.add(name)
         if time.monotonic() - self._written > WRITE_EVERY_S:
-            self._measure(self._trial(name))
+            for each in self._reported:
+                self._measure(self._trial(each))
+            self._reported.clear()
             self.write_table()
 
     def end(self, name: str, status: str, error: str = "") -> None:

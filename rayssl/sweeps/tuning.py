@@ -32,7 +32,7 @@ from rayssl.rllib.stopping import (
     ends_with_own_errors,
 )
 from rayssl.sweeps.axes import Axes, LogRange, Trial, settings_to_json, several, trials_of_points
-from rayssl.sweeps.folder import FAILED, FINISHED, LOST, STOPPED, WAITING, SweepFolder
+from rayssl.sweeps.folder import FAILED, FINISHED, LOST, RUNNING, STOPPED, WAITING, SweepFolder
 from rayssl.sweeps.hparams import write_hparams
 
 PENDING = "TUNE_MAX_PENDING_TRIALS_PG"
@@ -384,7 +384,7 @@ class SweepLog(tune.Callback):
         self._writers: dict[str, Any] = {}
         self._failures: dict[str, str] = {}
         self._settings: dict[str, Any] = {}
-        self._last_line = -math.inf
+        self._last_lines: dict[str, float] = {}  # trial -> when it last had a line
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns nothing: Tune pickles its callbacks, and this one is not read back."""
@@ -415,9 +415,10 @@ class SweepLog(tune.Callback):
             self._note_adaptation(name, trial.config, result[job.unit])
         self._writers[name](result, self._settings[name])
         self._folder.report(name, float(result.get("time_this_iter_s", 0.0)))
+        running = sum(row["status"] == RUNNING for row in self._folder.rows())
         now = time.monotonic()
-        if now - self._last_line >= LINE_EVERY_S:
-            self._last_line = now
+        if now - self._last_lines.get(name, -math.inf) >= LINE_EVERY_S * running:
+            self._last_lines[name] = now
             self._print(name, job.line(result, self._settings[name]))
 
     def on_trial_save(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
