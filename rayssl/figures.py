@@ -61,6 +61,8 @@ class Panel:
       lines: drawn on top of one another.
       levels: horizontal lines, name -> value, e.g. the random agent's score.
       whole_x: ticks at whole numbers only (epochs).
+      range: least and greatest value that the quantity can have; an interval that reaches past them
+        does not widen the axis.
     """
 
     title: str
@@ -69,6 +71,7 @@ class Panel:
     lines: Sequence[Line]
     levels: Mapping[str, float] = field(default_factory=dict)
     whole_x: bool = False
+    range: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -309,6 +312,11 @@ def _draw_panel(axis: Axes, panel: Panel, looks: Mapping[str, tuple[str, str]]) 
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     else:
         axis.xaxis.set_major_formatter(lambda value, _: _steps(value))
+    if panel.range is not None:
+        least, greatest = panel.range
+        low, high = axis.get_ylim()
+        room = 0.03 * (greatest - least)  # for a line that lies on the edge
+        axis.set_ylim(max(low, least - room), min(high, greatest + room))
     _label_ends(axis, labels)
 
 

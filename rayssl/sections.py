@@ -287,10 +287,11 @@ def _game_pictures(
         if any(not arm.key.is_plain for arm in shown_arms(study)):
             reasons += [
                 Panel(_title(study, "pretext head"), "agent steps", "aux accuracy",
-                      _lines(study, "aux_accuracy", pretext=True), _chance(study)),
+                      _lines(study, "aux_accuracy", pretext=True), _chance(study), range=(0, 1)),
                 Panel(_title(study, "do the losses pull together?"), "agent steps",
                       "cosine of TD and aux gradients",
-                      _lines(study, "gradient_cosine", pretext=True), {"at right angles": 0.0}),
+                      _lines(study, "gradient_cosine", pretext=True), {"at right angles": 0.0},
+                      range=(-1, 1)),
             ]  # fmt: skip
     lives = (
         "Runs whose claims are judged by lives: mean of the last 100 lives of training (of all, "
@@ -323,12 +324,12 @@ def _classifier_pictures(
             Panel(_title(study, "loss"), "epoch", "training loss", _lines(study, "loss"),
                   whole_x=True),
             Panel(_title(study, "accuracy"), "epoch", what, _lines(study, shown, 100),
-                  whole_x=True),
+                  whole_x=True, range=(0, 100)),
         ]  # fmt: skip
         if any(not arm.key.is_plain for arm in shown_arms(study)):
             reasons.append(Panel(
                 _title(study), "epoch", "aux accuracy (%)",
-                _lines(study, "aux_accuracy", 100, pretext=True), whole_x=True,
+                _lines(study, "aux_accuracy", 100, pretext=True), whole_x=True, range=(0, 100),
             ))  # fmt: skip
     blocks: list[Table | Picture] = [Picture(
         name, "Training loss and accuracy (Figure 8)", draw_panels(panels, looks),

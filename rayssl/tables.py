@@ -556,7 +556,8 @@ class Suite:
 def make_suites(studies: Sequence[Study]) -> list[Suite]:
     """Returns the suites of these studies: one for each job and context.
 
-    A game that no human score is on file for cannot share a scale and has a suite of its own.
+    A game that no human score is on file for cannot share a scale and has a suite of its own; so
+    has each task where no two arms have scores on all of them: one arm compares with nothing.
     """
     groups: dict[tuple[Any, ...], list[Study]] = {}
     for study in studies:
@@ -564,7 +565,10 @@ def make_suites(studies: Sequence[Study]) -> list[Suite]:
             apart = study.job not in PERCENT_JOBS and study.where not in HUMAN_AND_RANDOM
             key = study.job, study.context, study.where if apart else ""
             groups.setdefault(key, []).append(study)
-    suites = [Suite(group) for group in groups.values()]
+    suites = []
+    for group in groups.values():
+        suite = Suite(group)
+        suites += [suite] if len(suite.arms) > 1 else [Suite([study]) for study in group]
     return [suite for suite in suites if suite.arms]
 
 

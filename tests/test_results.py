@@ -454,6 +454,29 @@ def test_games_share_a_scale_by_human_and_random_scores(tmp_path: Path) -> None:
     assert alone.measure == "training score (last 100 whole games, exploration on)"
 
 
+def test_games_whose_pretext_arms_differ_are_measured_one_by_one(tmp_path: Path) -> None:
+    for game, weight in (("pong", 1.0), ("breakout", 0.5)):
+        for task in ("none", "rotation"):
+            write_game(tmp_path / game / task, {1000: 3}, game=game, aux_task=task,
+                       aux_weight=weight)  # fmt: skip
+    suites = make_suites(make_studies(read_results([tmp_path])))
+    assert [(suite.tasks, list(suite.arms)) for suite in suites] == [
+        (["Pong"], ["none", "rotation, weight 1"]),
+        (["Breakout"], ["none", "rotation, weight 0.5"]),
+    ]
+
+
+def test_interval_past_what_a_quantity_can_be_does_not_widen_its_axis() -> None:
+    x = np.array([0.0, 1.0])
+    lines = [Line("a", [(x, np.array([y, 0.9])) for y in (0.25, 0.3, 0.95)])]
+    panel = Panel("", "", "", lines)
+    looks = arm_colours(["a"], [])
+    for limits, bounds in ((None, (-0.6, 1.5)), ((0, 1), (-0.03, 1.03))):
+        figure = draw_panels([dataclasses.replace(panel, range=limits)], looks)
+        low, high = figure.axes[0].get_ylim()
+        assert (low, high) == pytest.approx(bounds, abs=0.1 if limits is None else 1e-9)
+
+
 def test_data_set_cut_short_is_called_small(tmp_path: Path) -> None:
     job = find_job("mnist")
     settings = dataclasses.replace(job.settings(), aux_task="none", aux_weight=0.0, epochs=14)
