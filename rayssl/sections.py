@@ -507,7 +507,7 @@ def _paper_tables(results: Results, studies: Sequence[Study]) -> Section:
             "epsilon and stickiness (the most agents; then the usual play, then the most steps). "
             "Human and world record are whole games. By our numbers so is the paper's Random row: "
             "on Breakout it lies beside a random agent's whole games, far above its score per "
-            "life. Its \"same measure\" cell does not compare with it.",
+            "life, so it compares with that row's \"whole games\" cell, not with \"same measure\".",
         ),
     ]  # fmt: skip
     return Section("The paper's tables", (), blocks)

@@ -379,14 +379,14 @@ def _best_cells(arms: Sequence[tuple[Study, Arm]]) -> str | None:
     for study, arm in arms:
         found = study.code_scores(arm)
         if found:
-            cells.append(_over_seeds(list(found.values()), len(arm.scores)))
+            cells.append(_over_seeds(list(found.values()), len(arm.scores), study.budget))
     return "; ".join(cells) or None
 
 
 def _logged(arms: Sequence[tuple[Study, Arm]]) -> str | None:
     """Mean over seeds of the evaluations that the runs' own logs hold."""
     found = [
-        _over_seeds(list(arm.scores.values()), len(arm.scores))
+        _over_seeds(list(arm.scores.values()), len(arm.scores), study.budget)
         for study, arm in arms
         if study.column == EVALUATED and arm.scores
     ]
@@ -399,12 +399,12 @@ def _evaluated_apart(arms: Sequence[tuple[Study, Arm]]) -> str | None:
     return "at no common step" if any(len(run.curve(EVALUATED)) for run in runs) else None
 
 
-def _over_seeds(values: Sequence[float], compared: int) -> str:
-    """Mean, interval and number of seeds: `14.90 (13.10 to 16.70, 3 seeds)`; `2 of 3 seeds`."""
+def _over_seeds(values: Sequence[float], compared: int, steps: int) -> str:
+    """`14.90 (13.10 to 16.70, 3 seeds of 1,000,000 steps)`; `2 of 3 seeds` where some have none."""
     found = score_interval(values)
     interval = span(found.low, found.high)
     number_of = f"{len(values)} of " if len(values) < compared else ""
-    size = f"{number_of}{compared} seed{'s' if compared > 1 else ''}"
+    size = f"{number_of}{compared} seed{'s' if compared > 1 else ''} of {steps:,} steps"
     return f"{number(found.value)} ({f'{interval}, ' if interval else ''}{size})"
 
 

@@ -214,7 +214,7 @@ def test_tables_stand_beside_the_papers(page: Path) -> None:
     assert table_row(text, "best test epoch", "none")[-1] == "99.19"
     text = text[text.index("Table IV: mean") - 2000 :]
     dqn = table_row(text, "| DQN")
-    assert dqn[:3] == ["DQN", "20", "11.00 (8.52 to 13.48, 3 seeds)"]
+    assert dqn[:3] == ["DQN", "20", "11.00 (8.52 to 13.48, 3 seeds of 20,000 steps)"]
     assert dqn[3] == "1.50 (1 agent of 2,000 steps, 2 games)"
     assert table_row(text, "| Sequence")[1:3] == ["18.2", "not run"]
     assert table_row(text, "RevNet-50X4")[1:] == ["96.5", "not run", "92.7", "not run"]

@@ -891,7 +891,7 @@ def test_games_are_compared_by_their_evaluations_where_every_run_has_one(tmp_pat
     assert (study.budget, study.read_at) == (2_000, (2_000, 2_000))
     assert "evaluation" in study.measure
     rows = {row["agent"]: row for row in table_4([study], [])}
-    assert rows["DQN"]["Pong, whole games"] == "-11.50 (1 seed)"
+    assert rows["DQN"]["Pong, whole games"] == "-11.50 (1 seed of 2,000 steps)"
     write_game(tmp_path / "permutation", training, aux_task="permutation")
     study = make_studies(read_results([tmp_path]))[0]
     assert all(dict(arm.scores) == {0: -20.0} for arm in study.arms), "what all runs have"
@@ -1002,7 +1002,9 @@ def test_seed_that_ended_early_counts_in_no_cell_of_its_arm(tmp_path: Path) -> N
     assert arm_rows(study)[0]["aux accuracy"] == "0.133"
     rows = {row["agent"]: row for row in table_4([study], [])}
     # t(0.975, 1) = 12.7062 times 1, the deviation of 4 and 6 over the root of 2
-    assert rows["DQN"]["Pong, same measure"] == "5.00 (-7.71 to 17.71, 2 of 3 seeds)"
+    assert (
+        rows["DQN"]["Pong, same measure"] == "5.00 (-7.71 to 17.71, 2 of 3 seeds of 100,000 steps)"
+    )
 
 
 def evaluated(mean: float = 99.0, **changes: Any) -> Evaluation:
@@ -1024,7 +1026,9 @@ def test_note_of_table_iv_says_that_the_papers_random_row_is_of_whole_games() ->
     tables = [b for s in page.sections for b in s.blocks if isinstance(b, Table)]
     (note,) = [table.note for table in tables if table.title.startswith("Table IV")]
     assert "By our numbers so is the paper's Random row" in note
-    assert note.endswith('Its "same measure" cell does not compare with it.')
+    assert note.endswith(
+        'it compares with that row\'s "whole games" cell, not with "same measure".'
+    )
 
 
 @pytest.mark.parametrize(
