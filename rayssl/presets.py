@@ -150,18 +150,17 @@ _MNIH_TEXT = "Mnih et al. 2015, Methods"
 _DRQ = "Agarwal et al. 2021: DrQ(eps), dopamine labs/atari_100k/configs/DrQ_eps.gin"
 # Runs whose scores speak for the values together; each value by itself has no rival on file.
 _OURS = (
-    "ours, not compared with others: plain DQN, seed 0, scores in Pong 17.2 after 260,096 steps "
-    "(results/pong-first), on GPUs -2.3 after 204,800 (results/pong-gpu-long) and 17.6 after "
-    "200,704 (results/paper-gpu-second), 7.5, 13.7 and 18.3 after 301,056, 401,408 and 450,560 "
-    "(results/pong-cpu-long); in Breakout, n_step 10 and uniform replay, "
-    "10.5 (results/paper-breakout-second) and, seeds 0 to 2, 10.9, 9.1 and 9.6 "
-    "(results/paper-gpu-second) after 200,704"
+    "ours, not compared with others: plain DQN, seeds 0 to 2, scores in Pong 19.5, 1.2 and 10.7 "
+    "after 200,704 steps (results/paper-pong-second), in Breakout 22.6, 14.7 and 22.1 "
+    "(results/paper-breakout-fourth); longer, seed 0: Pong 18.3 after 450,560 "
+    "(results/pong-cpu-long)"
 )
 _RAINBOW = "Hessel et al. 2018 (Rainbow), Table 1"
 _BREAKOUT = (
     "ours: plain DQN, seed 0, scores 16.4 in training games after 151,552 steps, 9.9 with n_step "
     "1, 13.3 (n_step 3) and 14.6 (1) with uniform replay (results/preset-breakout), 9.4 with "
-    "uniform replay and n_step 10 (results/paper-breakout-second)"
+    "uniform replay and n_step 10 (results/paper-breakout-second); one seed, a guide: 15.7 with "
+    "beta's schedule over 200,000 steps (results/paper-breakout-third)"
 )
 _SEPARATE = (
     "ours: importance weights make plain DQN's TD loss 84 times smaller than uniform replay's "
