@@ -111,7 +111,9 @@ class AtariRun:
     augment: Literal["none", "shift"] = "none"
     """Shift the states of TD updates at random, by up to 4 pixels each way (DrQ)."""
     prioritized: bool = False
-    """Prioritized replay, alpha 0.6, beta 0.4 to 1 over the run."""
+    """Prioritized replay, alpha 0.6, beta 0.4 to 1."""
+    priority_beta_steps: int | None = None
+    """Agent steps until beta is 1; by default those of the run: a longer one learns otherwise."""
     clip_rewards: bool = True
     """Learn from the sign of rewards (scores are never clipped)."""
     cut_on_life_loss: bool = True
@@ -203,6 +205,7 @@ _PONG_SOURCES = {
     "epsilon_steps": _OURS,
     "augment": "ours: the paper has none",
     "prioritized": _DRQ + ": uniform",
+    "priority_beta_steps": _CODE + ": over the run",
     "clip_rewards": _MNIH_TEXT,
     "cut_on_life_loss": _CODE + ": an episode per life",
     "compute_dtype": "ours: speed",
@@ -279,7 +282,8 @@ PRESETS: dict[str, dict[str, Setting]] = {
         "epsilon_end": Setting(0.01, _CODE),
         "epsilon_steps": Setting(100_000, _CODE),
         "augment": Setting("none", _CODE),
-        "prioritized": Setting(True, _CODE + ": alpha 0.6, beta 0.4 to 1 over the run"),
+        "prioritized": Setting(True, _CODE + ": alpha 0.6, beta 0.4 to 1"),
+        "priority_beta_steps": Setting(None, _CODE + ": over the run"),
         "clip_rewards": Setting(True, _CODE),
         "cut_on_life_loss": Setting(True, _CODE + ": an episode per life"),
         "compute_dtype": Setting("float32", "TensorFlow's default"),

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -256,6 +257,27 @@ def test_replay_that_this_computer_cannot_hold_is_refused(monkeypatch: pytest.Mo
 def test_run_that_is_shorter_than_a_report_ends_with_its_steps() -> None:
     assert atari.build_config(AtariRun(steps=500)).steps_per_iteration == 500
     assert atari.build_config(AtariRun()).steps_per_iteration == AtariRun().steps_per_report
+
+
+def test_beta_of_prioritized_replay_goes_to_1_over_the_run_or_as_many_steps_as_asked() -> None:
+    run = AtariRun(steps=500, prioritized=True)
+    betas = [
+        [atari.build_config(each).beta_at(steps) for steps in (0, 250, 500)]
+        for each in (run, replace(run, priority_beta_steps=1_000))
+    ]
+    assert betas == [pytest.approx([0.4, 0.7, 1.0]), pytest.approx([0.4, 0.55, 0.7])]
+
+
+@pytest.mark.parametrize(
+    ("run", "text"),
+    [
+        (AtariRun(prioritized=True, priority_beta_steps=0), "--priority-beta-steps must be 1 or"),
+        (AtariRun(priority_beta_steps=1_000), "this run's replay is uniform. Pass --prioritized"),
+    ],
+)
+def test_beta_steps_that_no_replay_can_have_are_refused(run: AtariRun, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        atari.check_run(run)
 
 
 @pytest.mark.parametrize(("every", "steps"), [(0, 2_000), (500, 500), (3_000, 2_000)])

@@ -25,6 +25,7 @@ UNITS = {
     "checkpoint_every": "agent steps",
     "learning_starts": "agent steps",
     "epsilon_steps": "agent steps",
+    "priority_beta_steps": "agent steps",
     "steps_per_report": "agent steps",
     "evaluate_every": "agent steps",
     "evaluation_games": "whole games",
@@ -67,7 +68,7 @@ def test_paper_code_preset_is_the_table_of_paper_code_md() -> None:
         "steps": 1_000_000,  # budget
         "network": "paper-code",
         "double_q": True, "n_step": 1, "gamma": 0.99,  # algorithm
-        "prioritized": True, "replay_capacity": 10_000,
+        "prioritized": True, "priority_beta_steps": None, "replay_capacity": 10_000,
         "lr": 1e-4, "adam_epsilon": 1e-8, "optimizers": "separate", "freeze_trunk": False,
         "grad_clip": 10.0, "grad_clip_by": "norm", "compute_dtype": "float32",
         "learning_starts": 10_000, "replay_ratio": 1 / 4, "batch_size": 32,  # schedule
@@ -174,7 +175,8 @@ def test_a_checkpoint_names_every_option_that_its_agent_learned_with(name: str, 
     known = build_config(run).training_options
     assert known.items() <= asdict(run).items()
     # What else model.json has by itself, or is how long and with how many games a run goes on.
-    own = {"network", "aux_task", "aux_weight", "frame_size", "sticky", "steps", "envs_per_worker"}
+    own = {"network", "aux_task", "aux_weight", "frame_size", "sticky", "envs_per_worker",
+           "steps", "priority_beta_steps"}  # fmt: skip
     of_task = {"schedule", "aux_combine", "aux_samples", "aux_every", "pretrain_updates",
                "optimizers"}  # fmt: skip
     void = set() if task == "permutation" else of_task

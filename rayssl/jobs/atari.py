@@ -61,7 +61,8 @@ def build_config(run: AtariRun) -> AuxDQNConfig:
             grad_clip=run.grad_clip, grad_clip_by=run.grad_clip_by,
             epsilon=(1.0, run.epsilon_end, run.epsilon_steps), augment=run.augment,
             prioritized=run.prioritized,
-            priority_beta_steps=run.steps, clip_rewards=run.clip_rewards,
+            priority_beta_steps=run.priority_beta_steps or run.steps,
+            clip_rewards=run.clip_rewards,
             cut_on_life_loss=run.cut_on_life_loss, compute_dtype=run.compute_dtype,
             compile_learner=run.compile, cuda_graphs=run.cuda_graphs,
             steps_per_iteration=steps_per_iteration(run),
@@ -88,7 +89,8 @@ def check_run(run: AtariRun) -> None:
     """Raises ValueError for settings that no run can have; starts nothing."""
     least = {"steps": 1, "steps_per_report": 1, "checkpoint_every": 1, "num_workers": 0,
              "envs_per_worker": 1, "num_learners": 0, "num_gpus": 0, "seed": 0,
-             "learner_cpus": 1, "evaluate_every": 0, "evaluation_games": 1}  # fmt: skip
+             "learner_cpus": 1, "evaluate_every": 0, "evaluation_games": 1,
+             "priority_beta_steps": 1}  # fmt: skip
     for name, smallest in least.items():
         value = getattr(run, name)
         if value is not None and value < smallest:
@@ -98,6 +100,11 @@ def check_run(run: AtariRun) -> None:
         raise ValueError(
             f"--steps {run.steps} is no multiple of --evaluate-every {run.evaluate_every}: the "
             "trained agent would go without its last evaluation. Choose one that divides it."
+        )
+    if run.priority_beta_steps is not None and not run.prioritized:
+        raise ValueError(
+            f"--priority-beta-steps {run.priority_beta_steps} is of prioritized replay, and this "
+            "run's replay is uniform. Pass --prioritized, or leave it out."
         )
     if run.num_learners > 1 and run.batch_size % run.num_learners:
         raise ValueError(
