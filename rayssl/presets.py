@@ -113,7 +113,7 @@ class AtariRun:
     prioritized: bool = False
     """Prioritized replay, alpha 0.6, beta 0.4 to 1."""
     priority_beta_steps: int | None = None
-    """Agent steps until beta is 1; by default those of the run: a longer one learns otherwise."""
+    """Agent steps until beta is 1; by default the whole run, so shorter runs learn differently."""
     clip_rewards: bool = True
     """Learn from the sign of rewards (scores are never clipped)."""
     cut_on_life_loss: bool = True
